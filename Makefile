@@ -1,0 +1,42 @@
+# sauscan. Needs only Python 3.11 with pip; everything else is installed into .venv.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test check bench up zoo clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## scan the example backdoored checkpoint over HTTP, clean it, prove it
+	$(BIN)/sauscan demo
+
+up: $(STAMP)  ## run the whole service in ./sauscan-data until Ctrl-C
+	$(BIN)/sauscan up
+
+test: $(STAMP)  ## every test, with coverage of service and worker
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: $(STAMP)  ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## measure, and write bench/RESULTS.md
+	$(BIN)/python -m bench
+
+zoo: $(STAMP)  ## train the example pipeline and its attacked copies from nothing
+	$(BIN)/python -m bench.zoo
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
