@@ -1,0 +1,196 @@
+"""Report v1: what a scan says, as models. `Report.model_validate(report_dict)` checks one.
+
+    Report
+    ├── model        which file this is about
+    ├── findings     triggers and their effects, with statistics and evidence
+    ├── coverage     what was searched, and what was not
+    ├── unlearning   attack success before and after, when the model was cleaned
+    ├── clip         CLIP scores on clean prompts, before and after
+    ├── stages       cost and candidates of every stage
+    ├── cost         the sum
+    └── provenance   engine, seed, configuration, libraries, times
+
+Readers ignore fields they do not know, so fields may be added within version 1; none is removed or changes
+its meaning. Fractions are in [0, 1], times are seconds, sizes are bytes, one U is one UNet forward of one
+batch element.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+Severity = Literal["low", "medium", "high", "critical"]
+EffectKind = Literal["patch", "object", "style", "fixed_image", "prompt", "unknown"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Interval = tuple[float, float]
+
+
+class Part(BaseModel):
+    """Base of every part: immutable, and keeps fields that a newer engine added."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class Estimate(Part):
+    """A measured number with its 95 % confidence interval and its sample size, where they are known."""
+
+    value: float
+    n: int | None = None
+    ci95: Interval | None = None
+
+
+def _number_as_estimate(raw: Any) -> Any:
+    return {"value": raw} if isinstance(raw, int | float) else raw
+
+
+Measured = Annotated[Estimate, BeforeValidator(_number_as_estimate)]
+"""An `Estimate`, also written as a bare number."""
+
+
+class Model(Part):
+    """The scanned file."""
+
+    sha256: Sha256
+    format: str
+    architecture: str
+    parameters: int | None = Field(default=None, ge=0)
+    components: dict[str, Any] = {}
+
+
+class Trigger(Part):
+    """A trigger as the text encoder sees it: ids first, since some characters vanish in print."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    position: str = "any"
+
+
+class Effect(Part):
+    """What the model does when it meets the trigger."""
+
+    kind: EffectKind = "unknown"
+    description: str = ""
+
+
+class Statistics(Part):
+    """Of the paired test; `p_value_corrected` is Holm's over every candidate that was confirmed."""
+
+    p_value: float = Field(ge=0, le=1)
+    p_value_corrected: float = Field(ge=0, le=1)
+    effect_size: float
+    n: int = Field(ge=0)
+
+
+class Evidence(Part):
+    """One picture, by its file name in the evidence folder."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+    sha256: Sha256
+    caption: str = ""
+
+
+class Finding(Part):
+    """One reason for the verdict."""
+
+    id: str
+    rule: str
+    severity: Severity
+    component: str
+    trigger: Trigger | None = None
+    effect: Effect = Effect()
+    statistics: Statistics | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+
+class Coverage(Part):
+    """What the scan looked at, and what it did not."""
+
+    searched: tuple[str, ...] = ()
+    not_searched: tuple[str, ...] = ()
+
+
+class Unlearning(Part):
+    """What cleaning did. `removal` = 1 − asr_after / asr_before; `ci95` is its interval."""
+
+    method: str
+    triggers: tuple[Any, ...] = ()
+    asr_before: Measured | None = None
+    asr_after: Measured | None = None
+    removal: Measured | None = None
+    n: int | None = None
+    ci95: Interval | None = None
+    rescan_verdict: Verdict | None = None
+    cleaned_sha256: Sha256 | None = None
+
+
+class BeforeAfter(Part):
+    """One score of the model as it came and as it left."""
+
+    before: Measured
+    after: Measured
+
+
+class Clip(Part):
+    """CLIP scores on clean prompts, in their three definitions.
+
+    image_text: cosine of image and prompt. clipscore: 2.5 · max(cosine, 0). image_image: cosine of a picture
+    and the one that the model as it came drew from the same prompt and noise.
+    """
+
+    image_text: BeforeAfter | None = None
+    clipscore: BeforeAfter | None = None
+    image_image: BeforeAfter | None = None
+    n: int | None = None
+    ci95: Any = None
+
+
+class Stage(Part):
+    """One stage's cost. `ranks`: where each confirmed trigger stood among the stage's candidates, from 1."""
+
+    name: str
+    unet_forwards: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    flops: float = Field(default=0.0, ge=0)
+    candidates: int = Field(default=0, ge=0)
+    ranks: dict[str, int] = {}
+
+
+class Cost(Part):
+    """The whole scan's cost."""
+
+    unet_forwards: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    peak_rss_bytes: int | None = Field(default=None, ge=0)
+    device: str = "cpu"
+
+
+class Provenance(Part):
+    """What is needed to run the scan again and get the same report."""
+
+    engine_version: str
+    seed: int = 0
+    config: dict[str, Any] = {}
+    libraries: dict[str, str] = {}
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class Report(Part):
+    """A whole report, schema version 1."""
+
+    schema_version: Literal["1"]
+    verdict: Verdict
+    summary: str
+    model: Model
+    findings: tuple[Finding, ...] = ()
+    coverage: Coverage = Coverage()
+    unlearning: Unlearning | None = None
+    clip: Clip | None = None
+    stages: tuple[Stage, ...] = ()
+    static: dict[str, Any] | None = None
+    cost: Cost = Cost()
+    provenance: Provenance
