@@ -1,0 +1,97 @@
+"""The trigger space: every id of the vocabulary, and every character that takes several ids.
+
+Ids, not strings: a tokenizer may drop a zero-width character or fold a look-alike letter that the
+attacker's own pipeline passes through, so a scan of strings would never see it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from worker.engine.types import Trigger
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+# Blocks of letters, marks and signs from which homoglyph and invisible triggers are drawn.
+GLYPH_RANGES: tuple[range, ...] = (
+    range(0x00A0, 0x0590),  # Latin-1 to Armenian: the look-alikes of Latin letters
+    range(0x1D00, 0x2070),  # phonetic extensions, Latin additional, Greek extended, general punctuation
+    range(0x2070, 0x2C80),  # super- and subscripts, letter-like, arrows, mathematics, symbols, Glagolitic
+)
+TOGETHER_INVISIBLE: tuple[int, ...] = (0x034F, 0x061C, 0x115F, 0x180E, 0x200B, 0x200D, 0x2060, 0x3164, 0xFEFF)
+
+
+def vocabulary(tokenizer: CLIPTokenizer) -> list[Trigger]:
+    """Every id of the tokenizer but its begin and end markers, as a one-id candidate."""
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    return [Trigger((i,), surface(tokenizer, (i,))) for i in range(len(tokenizer)) if i not in special]
+
+
+def glyphs(tokenizer: CLIPTokenizer) -> list[Trigger]:
+    """Characters of `GLYPH_RANGES` that take two or three ids, inside a word and at its end."""
+    points = [p for block in GLYPH_RANGES for p in block] + list(TOGETHER_INVISIBLE)
+    written = {ids for p in points if _assigned(chr(p)) for ids in _spellings(tokenizer, chr(p))}
+    return [Trigger(ids, surface(tokenizer, ids)) for ids in sorted(written) if 2 <= len(ids) <= 3]
+
+
+def surface(tokenizer: CLIPTokenizer, ids: tuple[int, ...]) -> str:
+    """The characters that `ids` stand for; a half character shows as its bytes."""
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    spelled = "".join(token.replace("</w>", " ") for token in tokens)
+    raw = bytes(byte for char in spelled for byte in _bytes_of(char))
+    try:
+        return raw.decode("utf-8").removesuffix(" ")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "backslashreplace").removesuffix(" ")
+
+
+@lru_cache(maxsize=1)
+def byte_alphabet() -> dict[int, str]:
+    """Byte -> the printable character that stands for it in a byte-level BPE vocabulary (GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(0x100) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(hidden)}
+
+
+@lru_cache(maxsize=1)
+def _byte_of() -> dict[str, int]:
+    return {char: byte for byte, char in byte_alphabet().items()}
+
+
+def _bytes_of(char: str) -> bytes:
+    """The byte a vocabulary character stands for; a space is itself."""
+    byte = _byte_of().get(char)
+    return bytes([byte]) if byte is not None else char.encode("utf-8")
+
+
+def _assigned(char: str) -> bool:
+    return unicodedata.category(char) not in ("Cn", "Cs", "Co")
+
+
+def _spellings(tokenizer: CLIPTokenizer, char: str) -> list[tuple[int, ...]]:
+    """Ids of `char` bytewise, inside a word and (last id with `</w>`) at its end, unnormalised."""
+    vocab = _vocab(tokenizer)
+    tokens = [byte_alphabet()[byte] for byte in char.encode("utf-8")]
+    merged = _merge(tokens, vocab)
+    ending = [*merged[:-1], merged[-1] + "</w>"]
+    return [tuple(vocab[t] for t in tokens) for tokens in (merged, ending) if all(t in vocab for t in tokens)]
+
+
+def _merge(tokens: list[str], vocab: dict[str, int]) -> list[str]:
+    """Greedy longest match: what byte-pair merging gives for the two or three bytes of one character."""
+    out: list[str] = []
+    while tokens:
+        size = next(n for n in range(len(tokens), 0, -1) if "".join(tokens[:n]) in vocab)
+        out.append("".join(tokens[:size]))
+        tokens = tokens[size:]
+    return out
+
+
+_VOCABS: dict[int, dict[str, int]] = {}
+
+
+def _vocab(tokenizer: CLIPTokenizer) -> dict[str, int]:
+    return _VOCABS.setdefault(id(tokenizer), tokenizer.get_vocab())
