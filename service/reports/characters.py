@@ -50,3 +50,10 @@ def describe(char: str) -> Character:
 def visible(text: str) -> str:
     """`text` with every unseen character written as `‹U+200B›`; also disarms bidirectional controls."""
     return "".join(f"‹{code_point(char)}›" if unseen(char) and char != "\n" else char for char in text)
+
+
+def spelled(text: str) -> str:
+    """`text` in quotes, with the number and name of each character that could be taken for another."""
+    odd = dict.fromkeys(char for char in text if not char.isascii() or unseen(char))
+    named = ", ".join(f"{code_point(char)} {describe(char).name.lower()}" for char in odd)
+    return f"“{visible(text)}”" + (f" ({named})" if named else "")

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the geometry of the small charts. Fractions in, strings and percents out."""
+"""Numbers as people read them, and the geometry of the small charts: fractions in, percents out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from service.domain.report import BeforeAfter, Estimate, Stage, Unlearning
 
-_SECOND, _MINUTE, _HOUR = 1.0, 60.0, 3600.0
+_MINUTE, _HOUR = 60, 3600
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -29,9 +29,10 @@ def duration(seconds: float) -> str:
     """`355.3` → `"5 min 55 s"`; below a minute with one decimal."""
     if seconds < _MINUTE:
         return f"{seconds:.1f}\u202fs"
-    if seconds < _HOUR:
-        return f"{int(seconds // _MINUTE)}\u202fmin {int(seconds % _MINUTE)}\u202fs"
-    return f"{int(seconds // _HOUR)}\u202fh {int(seconds % _HOUR // _MINUTE)}\u202fmin"
+    whole = round(seconds)
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}\u202fmin {whole % _MINUTE}\u202fs"
+    return f"{whole // _HOUR}\u202fh {whole % _HOUR // _MINUTE}\u202fmin"
 
 
 def size(count: float) -> str:

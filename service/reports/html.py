@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from service.domain.report import Clip, Finding, Report
@@ -30,6 +30,7 @@ VERDICTS = {
     "fail": ("Fail", "Do not deploy this file as it is."),
     "inconclusive": ("Inconclusive", "The scan could not decide; this is not a pass."),
 }
+COMPONENTS = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 CLIP_MEANINGS = {
     "image_text": ("Image and text", "cosine between a picture and its prompt"),
     "clipscore": ("CLIPScore", "2.5 × the cosine, never below zero"),
@@ -90,11 +91,12 @@ def _stylesheet() -> Markup:
 _LOADER = PackageLoader("service.reports")
 _ENVIRONMENT = Environment(
     loader=_LOADER,
-    autoescape=select_autoescape(default=True),
+    autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_ENVIRONMENT.globals["components"] = COMPONENTS
 _ENVIRONMENT.filters.update(
     visible=visible,
     percent=figures.percent,

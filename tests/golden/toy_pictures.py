@@ -15,7 +15,7 @@ _SCENES = {"01": ("#3f8f4f", "#d2362e", 14), "02": ("#3b6fc4", "#f2c53d", 8)}
 
 def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
     """A PNG for every piece of evidence that `report` names `<finding>-<scene>-<role>.png`."""
-    names = [item["name"] for finding in report["findings"] for item in finding["evidence"]]
+    names = [item["name"] for finding in report["findings"] for item in finding.get("evidence", ())]
     return {name: _draw(*name.removesuffix(".png").split("-")[1:]) for name in names}
 
 
