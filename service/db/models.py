@@ -1,0 +1,174 @@
+"""The tables. Every row that belongs to somebody carries `tenant_id`, directly or through its scan."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, func, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from service.domain.states import State
+
+_STATES = ", ".join(f"'{state.value}'" for state in State)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (the base class declares it as a plain attribute)
+        str: Text,
+        dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
+        datetime: DateTime(timezone=True),
+    }
+
+
+class Tenant(Base):
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKey(Base):
+    """A bearer key. Only the SHA-256 of its 256 random bits is kept, so a leaked table opens nothing."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    name: Mapped[str]
+    token_sha256: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    revoked_at: Mapped[datetime | None]
+
+
+class Blob(Base):
+    """A tenant's claim on stored bytes: two tenants with the same bytes have two rows and one file."""
+
+    __tablename__ = "blobs"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    format: Mapped[str]
+    static: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index(None, "sha256"),)
+
+
+class Scan(Base):
+    """The job. `attempt` fences every write of a worker; `lost_attempts` counts workers that vanished."""
+
+    __tablename__ = "scans"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    blob_sha256: Mapped[str]
+    filename: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    engine_version: Mapped[str]
+    config_hash: Mapped[str]
+    state: Mapped[str]
+    verdict: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    lost_attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    lease_owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    stage: Mapped[str | None]
+    progress: Mapped[float] = mapped_column(server_default=text("0"))
+    error: Mapped[dict[str, Any] | None]
+    static: Mapped[dict[str, Any]]
+    report: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    queued_at: Mapped[datetime | None]
+    announced_at: Mapped[datetime | None]
+    announcements: Mapped[int] = mapped_column(server_default=text("0"))
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(f"state IN ({_STATES})", name="state"),
+        CheckConstraint("verdict IN ('pass', 'fail', 'inconclusive')", name="verdict"),
+        CheckConstraint("(state = 'succeeded') = (verdict IS NOT NULL)", name="verdict_when_succeeded"),
+        Index(None, "tenant_id", "created_at", "id"),
+        Index("ix_scans_dedupe", "tenant_id", "blob_sha256", "engine_version", "config_hash"),
+        Index(
+            "ix_scans_open",
+            "state",
+            "lease_expires_at",
+            postgresql_where=text("state IN ('queued', 'running')"),
+        ),
+    )
+
+
+class ScanEvent(Base):
+    """What happened to a scan. Within one scan `seq` follows commit order (see `service.db.scans`)."""
+
+    __tablename__ = "scan_events"
+
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    scan_id: Mapped[str] = mapped_column(ForeignKey("scans.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    kind: Mapped[str]
+    payload: Mapped[dict[str, Any]]
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+    __table_args__ = (Index(None, "scan_id", "seq"),)
+
+
+class Artifact(Base):
+    """A published file of a scan: the cleaned model or one evidence picture. Its bytes are a blob."""
+
+    __tablename__ = "artifacts"
+
+    scan_id: Mapped[str] = mapped_column(ForeignKey("scans.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    media_type: Mapped[str]
+
+    __table_args__ = (CheckConstraint("kind IN ('model', 'evidence')", name="kind"),)
+
+
+class Outbox(Base):
+    """Messages to send, written in the transaction that makes them true and sent after it commits."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=True)
+    topic: Mapped[str]
+    payload: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    tries: Mapped[int] = mapped_column(server_default=text("0"))
+    sent_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_outbox_unsent", "available_at", postgresql_where=text("sent_at IS NULL")),)
+
+
+class IdempotencyKey(Base):
+    """The first scan that a tenant asked for with this key, and the fingerprint of that request."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    scan_id: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

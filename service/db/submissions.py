@@ -1,0 +1,157 @@
+"""Turns an accepted upload into a scan, in one transaction: idempotency, reuse, the row and its message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from service.db import events, scans
+from service.db.ids import new_id
+from service.db.models import Blob, IdempotencyKey, Scan
+from service.domain.states import State, check
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One request for a scan. `fingerprint` covers everything that an Idempotency-Key must not be reused for.
+
+    decided: the report of a scan that the static stage already decided; such a scan never reaches a worker.
+    """
+
+    tenant_id: str
+    blob_sha256: str
+    filename: str
+    options: dict[str, Any]
+    static: dict[str, Any]
+    engine_version: str
+    config_hash: str
+    fingerprint: str
+    idempotency_key: str | None = None
+    force: bool = False
+    decided: dict[str, Any] | None = None
+
+
+class KeyReusedError(Exception):
+    """The Idempotency-Key came earlier with another request."""
+
+
+def register_blob(
+    session: Session, tenant_id: str, sha256: str, *, size: int, kind: str, static: dict[str, Any]
+) -> None:
+    """Record that the tenant uploaded these bytes."""
+    values = {"tenant_id": tenant_id, "sha256": sha256, "size": size, "format": kind, "static": static}
+    session.execute(insert(Blob).values(values).on_conflict_do_nothing())
+
+
+def get_blob(session: Session, tenant_id: str, sha256: str) -> Blob | None:
+    """The tenant's blob; None also for bytes that only others uploaded."""
+    return session.get(Blob, (tenant_id, sha256))
+
+
+def create_scan(session: Session, submission: Submission) -> tuple[Scan, bool]:
+    """The scan that answers the submission, and whether it existed before.
+
+    Raises KeyReusedError if the Idempotency-Key belongs to another request.
+    """
+    _serialise(session, submission)
+    earlier = _replayed(session, submission) or _reusable(session, submission)
+    if earlier is not None:
+        _remember(session, submission, earlier.id)
+        return earlier, True
+    scan = _insert(session, submission)
+    _remember(session, submission, scan.id)
+    return scan, False
+
+
+def _serialise(session: Session, submission: Submission) -> None:
+    """Requests of one tenant for one file, or with one key, pass one at a time until commit."""
+    names = [f"scan:{submission.tenant_id}:{submission.blob_sha256}"]
+    if submission.idempotency_key is not None:
+        names.insert(0, f"key:{submission.tenant_id}:{submission.idempotency_key}")
+    for name in names:
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+
+
+def _replayed(session: Session, submission: Submission) -> Scan | None:
+    if submission.idempotency_key is None:
+        return None
+    record = session.get(IdempotencyKey, (submission.tenant_id, submission.idempotency_key))
+    if record is None:
+        return None
+    if record.fingerprint != submission.fingerprint:
+        raise KeyReusedError
+    return scans.get_scan(session, submission.tenant_id, record.scan_id)
+
+
+def _reusable(session: Session, submission: Submission) -> Scan | None:
+    """The newest scan of the same bytes, engine and configuration that succeeded or still may."""
+    if submission.force:
+        return None
+    statement = (
+        select(Scan)
+        .where(
+            Scan.tenant_id == submission.tenant_id,
+            Scan.blob_sha256 == submission.blob_sha256,
+            Scan.engine_version == submission.engine_version,
+            Scan.config_hash == submission.config_hash,
+            Scan.state.in_([State.QUEUED, State.RUNNING, State.SUCCEEDED]),
+            Scan.cancel_requested.is_(False),
+            Scan.deleted_at.is_(None),
+        )
+        .order_by(Scan.created_at.desc())
+        .limit(1)
+    )
+    return session.scalars(statement).one_or_none()
+
+
+def _remember(session: Session, submission: Submission, scan_id: str) -> None:
+    if submission.idempotency_key is None:
+        return
+    values = {
+        "tenant_id": submission.tenant_id,
+        "key": submission.idempotency_key,
+        "fingerprint": submission.fingerprint,
+        "scan_id": scan_id,
+    }
+    session.execute(insert(IdempotencyKey).values(values).on_conflict_do_nothing())
+
+
+def _insert(session: Session, submission: Submission) -> Scan:
+    state = State.QUEUED if submission.decided is None else State.SUCCEEDED
+    check(State.CREATED, state)
+    scan = Scan(
+        id=new_id("scn"),
+        tenant_id=submission.tenant_id,
+        blob_sha256=submission.blob_sha256,
+        filename=submission.filename,
+        options=submission.options,
+        static=submission.static,
+        engine_version=submission.engine_version,
+        config_hash=submission.config_hash,
+        state=state,
+    )
+    if submission.decided is None:
+        scan.queued_at = session.scalar(select(func.now()))
+    else:
+        _decide(session, scan, submission.decided)
+    session.add(scan)
+    session.flush()
+    _announce_birth(session, scan)
+    session.refresh(scan)
+    return scan
+
+
+def _decide(session: Session, scan: Scan, report: dict[str, Any]) -> None:
+    scan.report, scan.verdict, scan.progress = report, report["verdict"], 1.0
+    scan.started_at = scan.finished_at = session.scalar(select(func.now()))
+
+
+def _announce_birth(session: Session, scan: Scan) -> None:
+    details = {} if scan.verdict is None else {"verdict": scan.verdict}
+    events.record(session, scan.id, 0, "state", {"state": scan.state, **details})
+    if scan.state == State.QUEUED:
+        scans.announce(session, scan.id)

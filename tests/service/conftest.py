@@ -1,0 +1,48 @@
+"""A database, its tenants, and shorthand for rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from service.db import submissions, tenants
+from service.db.session import Database
+from service.db.submissions import Submission
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[Database]:
+    database = Database(postgres_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def tenant_id(database: Database) -> str:
+    with database.transaction() as session:
+        return tenants.ensure_tenant(session, "acme")
+
+
+@pytest.fixture
+def submit(database: Database, tenant_id: str) -> Callable[..., str]:
+    """Queues a scan and returns its id; each call is a different file unless `sha256` says otherwise."""
+    count = iter(range(1, 1 << 20))
+
+    def submit(*, sha256: str | None = None, force: bool = False) -> str:
+        submission = Submission(
+            tenant_id=tenant_id,
+            blob_sha256=sha256 or f"{next(count):064x}",
+            filename="model.safetensors",
+            options={"budget": "quick"},
+            static={},
+            engine_version="1",
+            config_hash="c",
+            fingerprint="f",
+            force=force,
+        )
+        with database.transaction() as session:
+            scan, _ = submissions.create_scan(session, submission)
+        return scan.id
+
+    return submit
