@@ -280,6 +280,15 @@ def finish_cancel(session: Session, scan_id: str, attempt: int) -> bool:
     return _leave(session, scan_id, attempt, State.CANCELLED)
 
 
+def lose(session: Session, scan_id: str, attempt: int, *, max_attempts: int) -> bool:
+    """The attempt's process died and its worker saw it: recover now, without waiting for the lease."""
+    scan = session.scalars(select(Scan).where(_held(scan_id, attempt)).with_for_update()).one_or_none()
+    if scan is None:
+        return False
+    _recover(session, scan, max_attempts)
+    return True
+
+
 # Repair
 
 
@@ -302,6 +311,15 @@ def _reap_expired(session: Session, max_attempts: int, limit: int) -> list[str]:
     for scan in lost:
         _recover(session, scan, max_attempts)
     return [scan.id for scan in lost]
+
+
+def lose(session: Session, scan_id: str, attempt: int, *, max_attempts: int) -> bool:
+    """The attempt's process died and its worker saw it: put that right now. False if it is not ours."""
+    scan = session.scalars(select(Scan).where(_held(scan_id, attempt)).with_for_update()).one_or_none()
+    if scan is None:
+        return False
+    _recover(session, scan, max_attempts)
+    return True
 
 
 def _recover(session: Session, scan: Scan, max_attempts: int) -> None:

@@ -52,7 +52,7 @@ class BlobStore(Protocol):
         """True if the bytes are there."""
 
     def fetch(self, sha256: str, folder: Path) -> Path:
-        """A read-only local path of the bytes, in `folder` if they had to be copied. Raises BlobMissingError."""
+        """A read-only local path of the bytes, in `folder` if they were copied. Raises BlobMissingError."""
 
     def delete(self, sha256: str) -> None:
         """Remove the bytes; nothing happens if there are none."""
