@@ -26,7 +26,7 @@ EFFECTS = {
     "unknown": "changes the picture in a way its meaning does not explain",
 }
 VERDICTS = {
-    "pass": ("Pass", "No hidden trigger was found in what was searched."),
+    "pass": ("Pass", "A pass covers what was searched, and nothing else."),
     "fail": ("Fail", "Do not deploy this file as it is."),
     "inconclusive": ("Inconclusive", "The scan could not decide; this is not a pass."),
 }
