@@ -313,15 +313,6 @@ def _reap_expired(session: Session, max_attempts: int, limit: int) -> list[str]:
     return [scan.id for scan in lost]
 
 
-def lose(session: Session, scan_id: str, attempt: int, *, max_attempts: int) -> bool:
-    """The attempt's process died and its worker saw it: put that right now. False if it is not ours."""
-    scan = session.scalars(select(Scan).where(_held(scan_id, attempt)).with_for_update()).one_or_none()
-    if scan is None:
-        return False
-    _recover(session, scan, max_attempts)
-    return True
-
-
 def _recover(session: Session, scan: Scan, max_attempts: int) -> None:
     scan.lost_attempts += 1
     events.record(session, scan.id, scan.attempt, "worker_lost", {"lost_attempts": scan.lost_attempts})
