@@ -1,0 +1,29 @@
+"""`python -m service.events`: relay and reaper in one process, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from service.db.session import Database
+from service.events import reaper, relay
+from service.settings import get_settings
+
+
+def main() -> None:
+    """Run both until told to stop. Any number of these processes may run: rows are locked, not processes."""
+    settings = get_settings()
+    database = Database(settings.database_url, pool_size=3)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    reaping = threading.Thread(target=reaper.run, args=(database, settings), kwargs={"stop": stop})
+    reaping.start()
+    send = relay.celery_sender(settings.redis_url)
+    relay.run(database, send, poll_seconds=settings.relay_seconds, stop=stop)
+    reaping.join()
+    database.dispose()
+
+
+if __name__ == "__main__":
+    main()

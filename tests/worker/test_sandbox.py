@@ -1,0 +1,152 @@
+"""The sandbox against real child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.worker.stub_engine import stub_checkpoint
+from worker.sandbox import (
+    Job,
+    JobDiedError,
+    JobFailedError,
+    JobRefusedError,
+    JobTimeoutError,
+    Limits,
+    job_environment,
+    run_job,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+STUB = "tests.worker.stub_engine:run"
+
+
+def nothing(*_: Any) -> None:
+    """Takes every message and never objects."""
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+    def make(*, wall_seconds: float = 60.0, max_file_bytes: int = 1 << 20, **orders: Any) -> Job:
+        checkpoint = tmp_path / "input.safetensors"
+        checkpoint.write_bytes(stub_checkpoint(**orders))
+        scratch = tmp_path / "scratch"
+        scratch.mkdir()
+        limits = Limits(wall_seconds, max_file_bytes)
+        return Job(STUB, {"checkpoint": str(checkpoint), "seed": 3}, scratch, limits, os.getpid())
+
+    return make
+
+
+def report_of(job: Job) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((job.out / "report.json").read_text())
+    return report
+
+
+def test_a_job_reports_progress_and_leaves_its_files(make_job: Callable[..., Job]) -> None:
+    job, messages = make_job(seconds=0.2), []
+    run_job(job, on_message=lambda kind, content: messages.append((kind, content)), check=nothing)
+    kinds = [kind for kind, _ in messages]
+    assert kinds[0] == "confined"
+    assert "progress" in kinds
+    assert report_of(job)["provenance"]["seed"] == 3
+
+
+def test_the_child_knows_no_secret(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAUSCAN_DATABASE_URL", "postgresql://hunter2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    job = make_job(behaviour="environment")
+    run_job(job, on_message=nothing, check=nothing)
+    environment = report_of(job)["environment"]
+    assert "hunter2" not in json.dumps(environment)
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.fault_case(33)
+@pytest.mark.parametrize(
+    ("measure", "behaviour"),
+    [
+        ("no-network", "network"),
+        ("landlock", "write:{outside}/escaped"),
+        ("landlock", "read:{outside}/neighbour"),
+    ],
+)
+def test_an_escape_is_denied(
+    make_job: Callable[..., Job], tmp_path: Path, measure: str, behaviour: str
+) -> None:
+    (tmp_path / "neighbour").write_text("another tenant's file")
+    job, measures = make_job(behaviour=behaviour.format(outside=tmp_path)), []
+    with pytest.raises(JobFailedError) as failure:
+        run_job(job, on_message=lambda kind, content: measures.append((kind, content)), check=nothing)
+    if measure not in measures[0][1]:
+        pytest.skip(f"this kernel does not permit {measure}")
+    assert "Error" in failure.value.detail
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_a_refusal_keeps_its_code(make_job: Callable[..., Job]) -> None:
+    with pytest.raises(JobRefusedError) as refusal:
+        run_job(make_job(behaviour="refuse"), on_message=nothing, check=nothing)
+    assert refusal.value.code == "unsupported-architecture"
+
+
+def test_a_crash_names_the_error(make_job: Callable[..., Job]) -> None:
+    with pytest.raises(JobFailedError, match="RuntimeError: the engine broke"):
+        run_job(make_job(behaviour="crash"), on_message=nothing, check=nothing)
+
+
+@pytest.mark.fault_case(9)
+@pytest.mark.parametrize(("behaviour", "reason"), [("die", "SIGKILL"), ("exit", "status 7")])
+def test_a_vanished_child_is_noticed(make_job: Callable[..., Job], behaviour: str, reason: str) -> None:
+    with pytest.raises(JobDiedError, match=reason):
+        run_job(make_job(behaviour=behaviour), on_message=nothing, check=nothing)
+
+
+@pytest.mark.fault_case(24)
+def test_a_job_past_its_time_is_ended(make_job: Callable[..., Job]) -> None:
+    started = time.monotonic()
+    with pytest.raises(JobTimeoutError):
+        run_job(make_job(seconds=60, wall_seconds=1.0), on_message=nothing, check=nothing)
+    assert time.monotonic() - started < 10
+    assert no_child_left()
+
+
+def test_what_check_raises_ends_the_child(make_job: Callable[..., Job]) -> None:
+    class StopNowError(Exception):
+        pass
+
+    def on_message(kind: str, _: Any) -> None:
+        if kind == "progress":
+            raise StopNowError
+
+    with pytest.raises(StopNowError):
+        run_job(make_job(seconds=60), on_message=on_message, check=nothing)
+    assert no_child_left()
+
+
+def test_a_file_over_the_limit_fails_the_job(make_job: Callable[..., Job]) -> None:
+    job = make_job(size=1000, max_file_bytes=2000)
+    with pytest.raises((JobFailedError, JobDiedError), match=f"File too large|{signal.SIGXFSZ.name}"):
+        run_job(job, on_message=nothing, check=nothing)
+
+
+def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
+    parent = {"PATH": "/bin", "OMP_NUM_THREADS": "1", "SAUSCAN_API_KEY": "k", "HTTPS_PROXY": "http://p"}
+    child = job_environment(parent, tmp_path)
+    assert child["PATH"] == "/bin"
+    assert child["OMP_NUM_THREADS"] == "1"
+    assert not {"SAUSCAN_API_KEY", "HTTPS_PROXY"} & set(child)
+
+
+def no_child_left() -> bool:
+    return not any("worker.jail" in child.cmdline() for child in psutil.Process().children(recursive=True))
