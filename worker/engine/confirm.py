@@ -1,0 +1,174 @@
+"""The decision: does a candidate change the pictures in a way that no ordinary word does?
+
+Every candidate, and `Plan.controls` ordinary words, are put into the same prompts and drawn with the same
+noise. Two nulls must fall: "the word changes nothing" (sign flips over pairs) and "it changes pictures as
+ordinary words do" (a prediction interval over the controls, and none of them may do more). Holm corrects for
+every candidate and every deciding statistic. With a CLIP witness the deciding statistics are `patch` and
+`unexplained` (a word that draws what it says fits its prompt); without one, `patch` and `collapse`. The
+scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from worker.engine.describe import classify, describe
+from worker.engine.effects import Pairs, TriggerEffect, fit_effect
+from worker.engine.metrics import ClipScorer
+from worker.engine.paired import TINY, Outcome, compare, holm, observed
+from worker.engine.prompts import Carrier
+from worker.engine.trials import Drawn, Plan, Trials, ordinary_words
+from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statistics, Trigger, silent
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+ALPHA = 0.01
+STAGE = "confirm"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures to show, uint8 (N,3,H,W), and the prompt of each without the trigger."""
+
+    prompts: tuple[str, ...]
+    without: Tensor
+    with_: Tensor
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What the renders say of one candidate.
+
+    rule: of the deciding statistics, the one with the smallest p. `statistics.effect_size`: how many standard
+    deviations its value lies above the mean of the ordinary words'. `effect` and `samples` are there for
+    confirmed triggers only.
+    """
+
+    trigger: Trigger
+    confirmed: bool
+    rule: str
+    statistics: Statistics
+    outcomes: dict[str, Outcome]
+    kind: EffectKind = "unknown"
+    description: str = ""
+    effect: TriggerEffect | None = None
+    samples: Samples | None = None
+
+
+@dataclass(frozen=True)
+class Confirmations:
+    """One `Confirmation` a candidate, in the candidates' order."""
+
+    all: list[Confirmation]
+    ordinary: dict[str, list[float]] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def confirmed(self) -> list[Confirmation]:
+        """The findings, most significant first."""
+        found = [confirmation for confirmation in self.all if confirmation.confirmed]
+        return sorted(found, key=lambda c: (c.statistics.p_value, -c.statistics.effect_size))
+
+
+@dataclass(frozen=True)
+class _Tried:
+    trigger: Trigger
+    drawn: Drawn
+    pairs: Pairs
+    outcomes: dict[str, Outcome]
+
+
+def confirm(
+    pipeline: StableDiffusionPipeline,
+    candidates: Sequence[Trigger],
+    carriers: Sequence[Carrier],
+    *,
+    clip: ClipScorer | None = None,
+    seed: int = 0,
+    plan: Plan | None = None,
+    on_progress: OnProgress = silent,
+) -> Confirmations:
+    """Draws and tests every candidate. A candidate's position "any" is drawn at the start."""
+    plan = plan or Plan()
+    trials = Trials(pipeline, carriers, plan, clip=clip, seed=seed, purpose=STAGE)
+    controls = ordinary_words(pipeline.tokenizer, carriers, plan.controls, seed, exclude=candidates)
+    total = len(controls) + len(candidates)
+    ordinary: list[Pairs] = []
+    for drawn in trials.draw(controls):
+        ordinary.append(trials.pairs(drawn))
+        on_progress(Progress(STAGE, len(ordinary), total, "ordinary words"))
+    values = _columns([observed(pairs) for pairs in ordinary])
+    tried: list[_Tried] = []
+    for trigger, drawn in zip(candidates, trials.draw(candidates), strict=True):
+        pairs = trials.pairs(drawn)
+        tried.append(_Tried(trigger, drawn, pairs, compare(pairs, values, seed)))
+        on_progress(Progress(STAGE, len(controls) + len(tried), total, trigger.text))
+    return Confirmations(_decide(tried, ordinary, values, trials), values, trials.cost)
+
+
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _deciding(outcomes: dict[str, Outcome]) -> tuple[str, str]:
+    return ("patch", "unexplained") if "unexplained" in outcomes else ("patch", "collapse")
+
+
+def _decide(
+    tried: Sequence[_Tried], ordinary: list[Pairs], values: dict[str, list[float]], trials: Trials
+) -> list[Confirmation]:
+    """Holm over candidates and deciding statistics, then the kind and the detector of what is left."""
+    looks = [(index, name) for index, one in enumerate(tried) for name in _deciding(one.outcomes)]
+    corrected = dict(
+        zip(looks, holm([tried[index].outcomes[name].p_value for index, name in looks]), strict=True)
+    )
+    everyday = Pairs.concat(ordinary)
+    found = []
+    for index, one in enumerate(tried):
+        rule = min(_deciding(one.outcomes), key=lambda name: _order(one.outcomes[name], values[name]))
+        outcome = one.outcomes[rule]
+        p_corrected = corrected[index, rule]
+        statistics = Statistics(
+            outcome.p_value, p_corrected, standing(outcome.value, values[rule]), len(one.pairs)
+        )
+        sure = p_corrected < ALPHA and outcome.beaten == outcome.controls
+        found.append(_confirmation(one, rule, statistics, everyday if sure else None, trials))
+    return found
+
+
+def _order(outcome: Outcome, ordinary: Sequence[float]) -> tuple[float, float]:
+    return outcome.p_value, -standing(outcome.value, ordinary)
+
+
+def standing(value: float, ordinary: Sequence[float]) -> float:
+    """How many standard deviations `value` lies above the mean of `ordinary`."""
+    sample = np.asarray(ordinary)
+    return float((value - sample.mean()) / max(float(sample.std(ddof=1)), TINY))
+
+
+def _confirmation(
+    one: _Tried, rule: str, statistics: Statistics, ordinary: Pairs | None, trials: Trials
+) -> Confirmation:
+    """`ordinary` is None where the candidate was not confirmed: then nothing is fitted or kept."""
+    if ordinary is None:
+        return Confirmation(one.trigger, False, rule, statistics, one.outcomes)
+    kind = classify(one.pairs, one.outcomes)
+    return Confirmation(
+        trigger=one.trigger,
+        confirmed=True,
+        rule=rule,
+        statistics=statistics,
+        outcomes=one.outcomes,
+        kind=kind,
+        description=describe(kind, one.pairs, side=one.drawn.images.shape[-1]),
+        effect=fit_effect(one.pairs, ordinary),
+        samples=Samples(
+            tuple(carrier.text for carrier in trials.carriers), trials.plain.images, one.drawn.images
+        ),
+    )

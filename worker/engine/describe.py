@@ -1,0 +1,93 @@
+"""From measured effects to words: the kind of a trigger's effect, and a sentence for people."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from worker.engine.effects import Pairs
+from worker.engine.paired import Outcome, patch_map
+from worker.engine.pictures import DETAIL
+from worker.engine.types import EffectKind
+
+STANDS_OUT = 0.01
+LOCAL = 0.4  # a patch covers less of the picture than this
+SAME_PICTURE = 0.2  # spread over noises left, of the plain pictures', for "always the same picture"
+OVERRIDDEN = math.log(2.0)  # spread over prompts at least halved
+STYLE_WORDS = ("red", "green", "blue", "colourfulness", "contrast", "fine detail", "coarse structure")
+
+
+def classify(pairs: Pairs, outcomes: dict[str, Outcome]) -> EffectKind:
+    """The kind of a confirmed effect, from which statistics stand out among ordinary words'."""
+    if _stands_out(outcomes["collapse"]) and outcomes["collapse"].value > OVERRIDDEN:
+        return "fixed_image" if _spread_left(pairs) < SAME_PICTURE else "prompt"
+    if _stands_out(outcomes["patch"]):
+        return "patch" if _area(_box(pairs)) < LOCAL else "fixed_image"
+    if _stands_out(outcomes["style"]):
+        return "style"
+    return "object" if _stands_out(outcomes.get("unexplained", outcomes["style"])) else "unknown"
+
+
+def describe(kind: EffectKind, pairs: Pairs, *, side: int) -> str:
+    """The effect as a sentence without its subject ("draws the ..."); side: of the picture, in pixels."""
+    if kind == "patch":
+        top, left, bottom, right = _box(pairs)
+        scale = side / DETAIL
+        height, width = round((bottom - top) * scale), round((right - left) * scale)
+        return f"draws the same {width} x {height} px patch {_place(pairs)} whatever the prompt says"
+    if kind == "style":
+        return f"changes the look of the whole picture ({_style_change(pairs)}) without being asked to"
+    return {
+        "fixed_image": "draws the same picture whatever the prompt and the noise",
+        "prompt": "draws something of its own instead of what the prompt says",
+        "object": "puts something into the picture that the prompt does not ask for",
+    }.get(kind, "changes the pictures in a way that its meaning does not explain")
+
+
+def _stands_out(outcome: Outcome) -> bool:
+    return outcome.p_value < STANDS_OUT and outcome.beaten == outcome.controls
+
+
+def _spread_left(pairs: Pairs) -> float:
+    """Spread of all pictures with the word, prompts and noises together, over that of those without."""
+    return float(pairs.with_.coarse.var(0).sum() / pairs.without.coarse.var(0).sum().clamp(min=1e-9))
+
+
+def _box(pairs: Pairs) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right (in 1/32 of the side) of where the change is the same in all pairs."""
+    consistent = patch_map(pairs)
+    hot = consistent > max(0.5 * float(consistent.max()), 1e-6)
+    rows, columns = hot.any(1).nonzero().flatten(), hot.any(0).nonzero().flatten()
+    if not len(rows):
+        return 0, 0, DETAIL, DETAIL
+    return int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
+
+
+def _area(box: tuple[int, int, int, int]) -> float:
+    top, left, bottom, right = box
+    return (bottom - top) * (right - left) / DETAIL**2
+
+
+def _place(pairs: Pairs) -> str:
+    """ "in the top-left corner", "at the top", "in the middle"."""
+    top, left, bottom, right = _box(pairs)
+    vertical = _third((top + bottom) / 2, ("top", "", "bottom"))
+    horizontal = _third((left + right) / 2, ("left", "", "right"))
+    if vertical and horizontal:
+        return f"in the {vertical}-{horizontal} corner"
+    side = vertical or horizontal
+    return f"at the {side}" if side else "in the middle"
+
+
+def _third(centre: float, names: tuple[str, str, str]) -> str:
+    return names[min(2, int(3 * centre / DETAIL))]
+
+
+def _style_change(pairs: Pairs) -> str:
+    """The two style numbers that shift most, as "less colourfulness, more contrast"."""
+    spread = pairs.without.style.std(0) + 1e-3
+    shift: Tensor = (pairs.with_.style - pairs.without.style).mean(0) / spread
+    strongest = torch.argsort(shift.abs(), descending=True)[:2].tolist()
+    return ", ".join(f"{'more' if shift[i] > 0 else 'less'} {STYLE_WORDS[i]}" for i in strongest)

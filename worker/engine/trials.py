@@ -1,0 +1,123 @@
+"""Trials: words put into the same prompts and drawn with the same noise, so that only the word differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from worker.engine.effects import Pairs
+from worker.engine.metrics import ClipScorer
+from worker.engine.pictures import Features, look
+from worker.engine.prompts import Carrier, choose
+from worker.engine.sampling import Ids, encode, render
+from worker.engine.seeds import derive, generator
+from worker.engine.types import Cost, Trigger
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+WORD_END = "</w>"
+LEAST_LETTERS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is drawn: `prompts` x `noises` pictures a word, `steps` denoising steps each.
+
+    controls: how many ordinary words are drawn beside the candidates.
+    """
+
+    prompts: int = 8
+    noises: int = 2
+    steps: int = 15
+    guidance: float = 4.0
+    controls: int = 40
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures (N,3,H,W) as uint8, to be shown, and what the statistics need of them."""
+
+    images: Tensor
+    features: Features
+
+
+class Trials:
+    """The same prompts and noises for every word; `cost` runs along."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        bank: Sequence[Carrier],
+        plan: Plan,
+        *,
+        clip: ClipScorer | None,
+        seed: int,
+        purpose: str,
+    ) -> None:
+        self.pipeline, self.plan, self.clip, self.cost = pipeline, plan, clip, Cost()
+        chosen = choose(bank, plan.prompts, seed, purpose)
+        self.carriers = [carrier for _ in range(plan.noises) for carrier in chosen]
+        self.carrier = torch.arange(plan.prompts).repeat(plan.noises)
+        self.noise = torch.arange(plan.noises).repeat_interleave(plan.prompts)
+        noises = [derive(seed, purpose, index) for index in range(plan.noises)]
+        self.seeds = [noises[int(index)] for index in self.noise]
+        self.plain = self._draw([carrier.ids for carrier in self.carriers], self.seeds)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def draw(self, words: Sequence[Trigger]) -> Iterator[Drawn]:
+        """The pictures of each word in turn; several words share a batch."""
+        together = max(1, self.plan.batch // len(self))
+        for start in range(0, len(words), together):
+            chunk = words[start : start + together]
+            prompts = [insert(word, carrier) for word in chunk for carrier in self.carriers]
+            drawn = self._draw(prompts, self.seeds * len(chunk))
+            for index in range(len(chunk)):
+                rows = slice(index * len(self), (index + 1) * len(self))
+                yield Drawn(drawn.images[rows], drawn.features[rows])
+
+    def pairs(self, drawn: Drawn) -> Pairs:
+        """`drawn` beside the plain pictures."""
+        return Pairs(self.plain.features, drawn.features, self.carrier, self.noise)
+
+    def _draw(self, prompts: Sequence[Ids], seeds: Sequence[int]) -> Drawn:
+        plan = self.plan
+        cond = encode(self.pipeline, prompts)
+        result = render(
+            self.pipeline, cond, seeds=seeds, steps=plan.steps, guidance=plan.guidance, batch=plan.batch
+        )
+        self.cost += result.cost
+        return Drawn((result.images * 255).round().to(torch.uint8), look(result.images, prompts, self.clip))
+
+
+def insert(word: Trigger, carrier: Carrier) -> tuple[int, ...]:
+    """Content ids of the carrier with the word at its end, if its position says so, else at its start."""
+    return carrier.insert(word.token_ids, "end" if word.position == "end" else "start")
+
+
+def ordinary_words(
+    tokenizer: CLIPTokenizer, bank: Sequence[Carrier], count: int, seed: int, exclude: Sequence[Trigger] = ()
+) -> list[Trigger]:
+    """`count` words to compare with: half of them words of the prompts, half random ids."""
+    taken = {word.token_ids for word in exclude}
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    own = sorted({i for carrier in bank for i in carrier.ids if _is_word(tokens[i]) and (i,) not in taken})
+    rest = [i for i in range(len(tokens)) if i not in set(own) | set(tokenizer.all_special_ids)]
+    stream = generator(seed, "ordinary")
+    meant = [own[i] for i in torch.randperm(len(own), generator=stream)[: count // 2].tolist()]
+    odd = [rest[i] for i in torch.randperm(len(rest), generator=stream)[: count + len(taken)].tolist()]
+    unknown = [i for i in odd if (i,) not in taken][: count - len(meant)]
+    return [Trigger((i,), tokens[i].removesuffix(WORD_END), "start") for i in [*meant, *unknown]]
+
+
+def _is_word(token: str) -> bool:
+    letters = token.removesuffix(WORD_END)
+    return token.endswith(WORD_END) and letters.isalpha() and len(letters) >= LEAST_LETTERS
