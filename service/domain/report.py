@@ -179,8 +179,18 @@ class Provenance(Part):
     finished_at: datetime | None = None
 
 
+class Problem(Part):
+    """Why there is no verdict: a stable kebab-case code, and a sentence."""
+
+    code: str
+    detail: str
+
+
 class Report(Part):
-    """A whole report, schema version 1."""
+    """A whole report, schema version 1.
+
+    static: what was read in the file before anything was loaded. sandbox: the measures that confined the job.
+    """
 
     schema_version: Literal["1"]
     verdict: Verdict
@@ -192,5 +202,7 @@ class Report(Part):
     clip: Clip | None = None
     stages: tuple[Stage, ...] = ()
     static: dict[str, Any] | None = None
+    sandbox: tuple[str, ...] = ()
+    problem: Problem | None = None
     cost: Cost = Cost()
     provenance: Provenance
