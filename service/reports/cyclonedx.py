@@ -22,7 +22,7 @@ def render_cyclonedx(report: Mapping[str, Any]) -> bytes:
 
 def bill(report: Report) -> dict[str, Any]:
     """The bill of materials of `report` as a mapping; the same report gives the same serial number."""
-    serial = uuid.uuid5(_NAMESPACE, report.model_dump_json())
+    serial = uuid.uuid5(_NAMESPACE, report.model_dump_json(exclude_unset=True))
     metadata: dict[str, Any] = {
         "tools": {"components": [_tool(report)]},
         "component": _model(report),
