@@ -83,9 +83,17 @@ def _scores(clip: Clip) -> list[figures.Score]:
     return [figures.score(*words, pair) for words, pair in pairs if pair is not None]
 
 
+def palette() -> str:
+    """The project's colours for light and dark, as CSS variables."""
+    return _source("palette.css")
+
+
 def _stylesheet() -> Markup:
-    source, _, _ = _LOADER.get_source(_ENVIRONMENT, "report.css")
-    return Markup(source)
+    return Markup(palette() + _source("report.css"))  # noqa: S704 - files of ours, not input
+
+
+def _source(name: str) -> str:
+    return _LOADER.get_source(_ENVIRONMENT, name)[0]
 
 
 _LOADER = PackageLoader("service.reports")
