@@ -12,9 +12,8 @@ import os
 import signal
 from typing import Any
 
-import psutil
 from celery import Celery
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import worker_process_init, worker_ready, worker_shutting_down
 
 from service.settings import Settings, get_settings
 from worker import lease
@@ -68,8 +67,12 @@ def _listen_for_the_drain(**_: Any) -> None:
     signal.signal(signal.SIGUSR2, lambda *_: lease.DRAINING.set())
 
 
-@worker_shutting_down.connect
-def _drain(how: str, **_: Any) -> None:
-    """SIGTERM reaches only the main process; tell the task processes to finish soon or to give back."""
-    for child in psutil.Process(os.getpid()).children():
-        child.send_signal(signal.SIGUSR2)
+@worker_ready.connect
+def _arrange_the_drain(sender: Any, **_: Any) -> None:
+    """SIGTERM reaches only the main process; it tells the task processes to finish soon or to give back."""
+
+    def drain(**_: Any) -> None:
+        for process in sender.pool.info["processes"]:
+            os.kill(process, signal.SIGUSR2)
+
+    worker_shutting_down.connect(drain, weak=False)
