@@ -13,14 +13,11 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_AGE_SECONDS = 12 * 3600
 
 
-def request_token(request: Request) -> str | None:
-    """The API key of a request: `Authorization: Bearer`, else the browser's cookie; None without either.
+def cookie_token(request: Request) -> str | None:
+    """The API key that the browser sends along; None without a cookie.
 
-    A cookie counts for a request that changes something only if the browser says that a page of ours made it.
+    For a request that changes something it counts only if the browser says that a page of ours made it.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme:
-        return token.strip() if scheme.lower() == "bearer" and token.strip() else None
     return request.cookies.get(COOKIE) if request.method in _SAFE or from_our_page(request) else None
 
 
