@@ -1,0 +1,290 @@
+"""`sauscan`: run the service, submit checkpoints to it, read what it found.
+
+Exit status: 0 pass, 1 fail (a backdoor was found), 2 error, 3 inconclusive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+
+from service import embedded, terminal
+from service.client import ApiError, Client, DigestMismatchError, UnreachableError, packed
+from service.embedded import Connection
+from service.supervisor import FolderInUseError, StartError
+
+app = typer.Typer(
+    help="Finds the hidden triggers of text-to-image checkpoints, removes them, and proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+class Exit(IntEnum):
+    """Exit status; the contract with CI pipelines."""
+
+    PASS = 0
+    FAIL = 1
+    ERROR = 2
+    INCONCLUSIVE = 3
+
+
+_VERDICTS = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLUSIVE}
+
+
+class Budget(StrEnum):
+    """How much work a scan may be."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    DEEP = "deep"
+
+
+class ReportFormat(StrEnum):
+    """Formats of a report."""
+
+    JSON = "json"
+    HTML = "html"
+
+
+_MEDIA_TYPES = {ReportFormat.JSON: "application/json", ReportFormat.HTML: "text/html"}
+
+Url = Annotated[str | None, typer.Option(help="Address of the service.", envvar="SAUSCAN_URL")]
+ApiKey = Annotated[str | None, typer.Option(help="API key.", envvar="SAUSCAN_API_KEY")]
+Data = Annotated[
+    Path, typer.Option(help="Folder of an embedded service, to find it by.", envvar="SAUSCAN_DATA_DIR")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Save report.json, report.html and the cleaned model in this folder.")
+]
+
+
+@app.command()
+def up(
+    data: Data = embedded.DEFAULT_FOLDER,
+    port: Annotated[int | None, typer.Option(help="Port of the API; 8000 or a free one if left out.")] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Folder of a CLIP model: the witness of every scan.", exists=True)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+) -> None:
+    """Run the whole service in one folder until Ctrl-C: PostgreSQL, Valkey, API, relay and a worker."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    options = embedded.Options(data, port, clip, device)
+    try:
+        with console.status("starting") as status:
+
+            def on_ready(connection: Connection) -> None:
+                status.stop()
+                console.print(_welcome(connection, data))
+
+            embedded.run(options, stop=stop, on_ready=on_ready)
+    except (FolderInUseError, StartError) as error:
+        _give_up(str(error))
+    console.print("stopped")
+
+
+def _welcome(connection: Connection, data: Path) -> Panel:
+    lines = (
+        f"[bold]{connection.url}[/]          dashboard and API; its documentation is at /docs",
+        f"API key  [bold]{connection.api_key}[/]",
+        "",
+        "sauscan submit model.safetensors --wait --out result",
+        "",
+        f"[dim]data and logs: {data.resolve()}   Ctrl-C stops everything; nothing is lost[/]",
+    )
+    return Panel("\n".join(lines), title="sauscan is up", border_style="green", expand=False)
+
+
+@app.command()
+def submit(
+    file: Annotated[
+        Path, typer.Argument(help="A checkpoint: .safetensors, .zip or a diffusers folder.", exists=True)
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the verdict and exit with it.")] = False,
+    budget: Annotated[Budget, typer.Option(help="How much work the scan may be.")] = Budget.STANDARD,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts of the model's own domain, one a line.", exists=True, dir_okay=False),
+    ] = None,
+    cleanse: Annotated[bool, typer.Option(help="Remove what is found.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Scan again what was scanned before.")] = False,
+    out: Out = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = embedded.DEFAULT_FOLDER,
+) -> None:
+    """Upload a checkpoint and scan it."""
+    options = {"budget": budget.value, "seed": seed, "cleanse": cleanse, "prompts": _prompts(prompts)}
+    with _client(url, api_key, data) as client:
+        scan = upload(client, file, options, force=force)
+        if not (wait or out):
+            console.print(scan["id"])
+            return
+        finish(client, scan, out)
+
+
+def upload(client: Client, file: Path, options: dict[str, Any], *, force: bool = False) -> dict[str, Any]:
+    """Send a checkpoint with a progress bar; returns the scan."""
+    with packed(file) as archive, terminal.Transfer(console, "uploading") as transfer:
+        scan = client.submit(archive, options, force=force, on_bytes=transfer.show)
+    how = "answered by an earlier scan of the same file" if scan.get("reused") else "queued"
+    console.print(f"{scan['id']}  {how}")
+    return scan
+
+
+def finish(client: Client, scan: dict[str, Any], out: Path | None) -> NoReturn:
+    """Show a scan until it ends, then its verdict; save what was asked for and exit with the verdict."""
+    scan = watch(client, scan["id"])
+    if scan["state"] != "succeeded":
+        error = scan.get("error") or {}
+        _give_up(
+            f"The scan {scan['state']}: {error.get('detail', 'no reason given')} ({error.get('code', '-')})"
+        )
+    report = json.loads(client.report(scan["id"]))
+    console.print(terminal.verdict_panel(report))
+    if out is not None:
+        save(client, scan, out)
+    raise typer.Exit(_VERDICTS[report["verdict"]])
+
+
+def watch(client: Client, scan_id: str) -> dict[str, Any]:
+    """Show a scan's stages until it ends; returns it."""
+    scan: dict[str, Any] = {}
+    with terminal.Stages(console) as stages:
+        for event in client.follow(scan_id):
+            stages.show(event)
+            scan = event
+    return scan
+
+
+def save(client: Client, scan: dict[str, Any], out: Path) -> Path | None:
+    """Save the reports and the cleaned model, if there is one; returns the model's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, media_type in _MEDIA_TYPES.items():
+        (out / f"report.{kind}").write_bytes(client.report(scan["id"], media_type))
+    console.print(f"saved {out / 'report.html'} and report.json")
+    if "model" not in scan["links"]:
+        return None
+    with terminal.Transfer(console, "fetching") as transfer:
+        path, digest = client.download_model(scan["id"], out, on_bytes=transfer.show)
+    console.print(f"saved {path}\nsha256 {digest}, as the service's header says")
+    return path
+
+
+@app.command()
+def wait(
+    scan_id: str,
+    out: Out = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = embedded.DEFAULT_FOLDER,
+) -> None:
+    """Show a scan until it ends and exit with its verdict."""
+    with _client(url, api_key, data) as client:
+        finish(client, {"id": scan_id}, out)
+
+
+@app.command()
+def report(
+    scan_id: str,
+    kind: Annotated[ReportFormat | None, typer.Option("--format", help="Print it in this format.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = embedded.DEFAULT_FOLDER,
+) -> None:
+    """Show a finished scan's report and exit with its verdict."""
+    with _client(url, api_key, data) as client:
+        found = json.loads(client.report(scan_id))
+        if kind is None:
+            console.print(terminal.verdict_panel(found))
+            console.print(terminal.stage_table(found))
+        else:
+            sys.stdout.buffer.write(client.report(scan_id, _MEDIA_TYPES[kind]))
+    raise typer.Exit(_VERDICTS[found["verdict"]])
+
+
+@app.command("list")
+def list_scans(
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = embedded.DEFAULT_FOLDER,
+) -> None:
+    """List the newest scans."""
+    with _client(url, api_key, data) as client:
+        console.print(terminal.scan_table(client.scans(limit=limit)))
+
+
+@app.command()
+def cancel(
+    scan_id: str, url: Url = None, api_key: ApiKey = None, data: Data = embedded.DEFAULT_FOLDER
+) -> None:
+    """Stop a scan that waits or runs."""
+    with _client(url, api_key, data) as client:
+        scan = client.cancel(scan_id)
+        console.print("cancelled" if scan["state"] == "cancelled" else "the worker will stop within seconds")
+
+
+def _prompts(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@contextmanager
+def _client(url: str | None, api_key: str | None, data: Path) -> Iterator[Client]:
+    """A client of the service that was named, or of the one in the folder; errors become text."""
+    local = Connection.read(data)
+    url = url or (local.url if local else None)
+    api_key = api_key or (local.api_key if local else None)
+    if url is None or api_key is None:
+        _give_up(
+            f"No service is known: start one with `sauscan up`, or set SAUSCAN_URL and SAUSCAN_API_KEY "
+            f"(looked in {data})."
+        )
+    try:
+        with Client(url, api_key) as client:
+            yield client
+    except ApiError as error:
+        errors.print(terminal.problem_panel(error))
+        raise typer.Exit(Exit.ERROR) from error
+    except UnreachableError as error:
+        _give_up(f"Nothing answers at {url} ({error}). Is `sauscan up` running?")
+    except DigestMismatchError as error:
+        _give_up(f"The download was damaged and removed: {error}. Try again.")
+
+
+def _give_up(message: str) -> NoReturn:
+    errors.print(Panel(message, title="[red]error", border_style="red", expand=False), markup=True)
+    raise typer.Exit(Exit.ERROR)
+
+
+def main() -> None:
+    """The entry point of the `sauscan` command."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    app()
+
+
+if __name__ == "__main__":
+    main()
