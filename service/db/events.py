@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from service.db.models import ScanEvent
+from service.db.models import Scan, ScanEvent
+from service.domain.states import TERMINAL
 
 
 def record(session: Session, scan_id: str, attempt: int, kind: str, payload: dict[str, Any]) -> None:
@@ -30,6 +31,12 @@ def after(session: Session, scan_id: str, seq: int, *, limit: int = 500) -> Sequ
         .limit(limit)
     )
     return session.scalars(statement).all()
+
+
+def is_over(session: Session, scan_id: str) -> bool:
+    """True if nothing more will happen to the scan: it has ended, or was removed."""
+    state = session.scalars(select(Scan.state).where(Scan.id == scan_id)).one_or_none()
+    return state is None or state in TERMINAL
 
 
 def forget(session: Session, scan_id: str) -> None:

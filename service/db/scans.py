@@ -63,9 +63,10 @@ def _enter(session: Session, scan_id: str, attempt: int, state: State, **details
 # Reading
 
 
-def get_scan(session: Session, tenant_id: str, scan_id: str) -> Scan | None:
+def get_scan(session: Session, tenant_id: str, scan_id: str, *, lock: bool = False) -> Scan | None:
     """The tenant's scan, also when it was deleted (then `deleted_at` is set); None if it has no such scan."""
-    return session.scalars(select(Scan).where(Scan.id == scan_id, Scan.tenant_id == tenant_id)).one_or_none()
+    statement = select(Scan).where(Scan.id == scan_id, Scan.tenant_id == tenant_id)
+    return session.scalars(statement.with_for_update() if lock else statement).one_or_none()
 
 
 def list_scans(

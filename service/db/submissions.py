@@ -39,6 +39,11 @@ class KeyReusedError(Exception):
     """The Idempotency-Key came earlier with another request."""
 
 
+def lock_blob(session: Session, sha256: str) -> None:
+    """Until commit nobody else stores or removes the bytes of that hash."""
+    _lock(session, f"blob:{sha256}")
+
+
 def register_blob(
     session: Session, tenant_id: str, sha256: str, *, size: int, kind: str, static: dict[str, Any]
 ) -> None:
@@ -73,7 +78,11 @@ def _serialise(session: Session, submission: Submission) -> None:
     if submission.idempotency_key is not None:
         names.insert(0, f"key:{submission.tenant_id}:{submission.idempotency_key}")
     for name in names:
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+        _lock(session, name)
+
+
+def _lock(session: Session, name: str) -> None:
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
 
 
 def _replayed(session: Session, submission: Submission) -> Scan | None:

@@ -1,0 +1,174 @@
+"""What a scan produced: the report in every format, the cleaned model, the evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from service import problems
+from service.api.deps import Downloader, Parts, PartsDep, Reader, find_scan
+from service.api.ranges import conditional_download
+from service.db import scans
+from service.db.models import Artifact, Scan
+from service.db.tenants import Principal
+from service.problems import NoEvidence, NoModel, NoReport, NotAcceptable
+from service.reports import FORMATS, media_types, render
+
+router = APIRouter(tags=["results"])
+
+_ONE = (
+    problems.Unauthenticated,
+    problems.Forbidden,
+    problems.InvalidRequest,
+    problems.ScanNotFound,
+    problems.Gone,
+)
+_PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+def _report_content() -> dict[str, Any]:
+    schema = {"schema": {"type": "string"}}
+    return {"content": dict.fromkeys(media_types(), schema)}
+
+
+@router.get(
+    "/scans/{scan_id}/report",
+    summary="Read the report",
+    response_class=Response,
+    responses={
+        200: _report_content(),
+        **problems.responses(*_ONE, problems.NoReport, problems.NotAcceptable),
+    },
+)
+async def read_report(
+    scan_id: str, parts: PartsDep, principal: Reader, accept: Annotated[str, Header()] = "*/*"
+) -> Response:
+    """In the format that `Accept` prefers; JSON if it does not mind."""
+    return await _report(parts, principal, scan_id, negotiate(accept))
+
+
+@router.get(
+    "/scans/{scan_id}/report.{suffix}",
+    summary="Read the report in one format",
+    response_class=Response,
+    responses={
+        200: _report_content(),
+        **problems.responses(*_ONE, problems.NoReport, problems.NotAcceptable),
+    },
+)
+async def read_report_as(scan_id: str, suffix: str, parts: PartsDep, principal: Reader) -> Response:
+    """suffix: json, html, sarif, junit, cyclonedx or markdown."""
+    if suffix not in FORMATS:
+        raise NotAcceptable(f"Known formats: {', '.join(FORMATS)}.")
+    return await _report(parts, principal, scan_id, suffix)
+
+
+def negotiate(accept: str) -> str:
+    """The name of the best format for an `Accept` field. Raises NotAcceptable."""
+    ranked = sorted(_preferences(accept), key=lambda entry: -entry[1])
+    for wanted, quality in ranked:
+        for media_type, name in media_types().items():
+            if quality > 0 and _matches(media_type, wanted):
+                return name
+    raise NotAcceptable(f"Known media types: {', '.join(media_types())}.")
+
+
+def _preferences(accept: str) -> list[tuple[str, float]]:
+    entries = []
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((value[2:] for value in parameters if value.startswith("q=")), "1")
+        entries.append((media_type, float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0))
+    return entries
+
+
+def _matches(media_type: str, wanted: str) -> bool:
+    if wanted in ("*/*", "", media_type):
+        return True
+    return wanted.endswith("/*") and media_type.startswith(wanted[:-1])
+
+
+async def _report(parts: Parts, principal: Principal, scan_id: str, name: str) -> Response:
+    scan = await run_in_threadpool(find_scan, parts, principal, scan_id)
+    if scan.report is None:
+        raise NoReport(f"The scan is {scan.state}.")
+    evidence = await _pictures(parts, scan) if name == "html" else {}
+    body, media_type = await run_in_threadpool(render, name, scan.report, evidence, title=scan.filename)
+    headers = {
+        "Content-Disposition": f'inline; filename="{FORMATS[name].file_name}"',
+        "Content-Security-Policy": _PAGE_POLICY,
+        "Vary": "Accept",
+        "Cache-Control": "private, no-cache",
+    }
+    return Response(body, media_type=media_type, headers=headers)
+
+
+async def _pictures(parts: Parts, scan: Scan) -> dict[str, bytes]:
+    artifacts = await run_in_threadpool(_evidence, parts, scan.id)
+    bodies = await asyncio.gather(*(_read_all(parts, artifact) for artifact in artifacts))
+    return {artifact.name: body for artifact, body in zip(artifacts, bodies, strict=True)}
+
+
+def _evidence(parts: Parts, scan_id: str) -> list[Artifact]:
+    with parts.database.transaction() as session:
+        return [found for found in scans.list_artifacts(session, scan_id) if found.kind == "evidence"]
+
+
+async def _read_all(parts: Parts, artifact: Artifact) -> bytes:
+    return b"".join([chunk async for chunk in parts.blobs.read(artifact.sha256, 0, artifact.size)])
+
+
+@router.head("/scans/{scan_id}/model", include_in_schema=False)
+@router.get(
+    "/scans/{scan_id}/model",
+    summary="Download the cleaned model",
+    response_class=StreamingResponse,
+    responses={
+        200: _BINARY,
+        206: _BINARY | {"description": "A part of the file"},
+        304: {"description": "The client has this file"},
+        **problems.responses(*_ONE, problems.NoModel, problems.RangeNotSatisfiable),
+    },
+)
+async def download_model(scan_id: str, request: Request, parts: PartsDep, principal: Downloader) -> Response:
+    """In the format the model came in. `ETag` and `Repr-Digest` hold its SHA-256; ranges can be resumed."""
+    artifact = await run_in_threadpool(_artifact, parts, principal, scan_id, "model", None)
+    if artifact is None:
+        raise NoModel
+    return conditional_download(request, artifact, parts.blobs)
+
+
+@router.head("/scans/{scan_id}/evidence/{name}", include_in_schema=False)
+@router.get(
+    "/scans/{scan_id}/evidence/{name}",
+    summary="Download a piece of evidence",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        206: {"description": "A part of the file"},
+        304: {"description": "The client has this file"},
+        **problems.responses(*_ONE, problems.NoEvidence, problems.RangeNotSatisfiable),
+    },
+)
+async def download_evidence(
+    scan_id: str, name: str, request: Request, parts: PartsDep, principal: Reader
+) -> Response:
+    """A picture that the report names."""
+    artifact = await run_in_threadpool(_artifact, parts, principal, scan_id, "evidence", name)
+    if artifact is None:
+        raise NoEvidence
+    return conditional_download(request, artifact, parts.blobs)
+
+
+def _artifact(
+    parts: Parts, principal: Principal, scan_id: str, kind: str, name: str | None
+) -> Artifact | None:
+    find_scan(parts, principal, scan_id)
+    with parts.database.transaction() as session:
+        return scans.get_artifact(session, scan_id, kind, name)

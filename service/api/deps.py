@@ -1,0 +1,95 @@
+"""What routes ask for: the application's parts, and who is calling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Annotated, cast
+
+import structlog
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from service.db import scans, tenants
+from service.db.models import Scan
+from service.db.session import Database
+from service.db.tenants import Principal
+from service.problems import Forbidden, Gone, ScanNotFound, Unauthenticated
+from service.settings import Settings
+from service.storage.blobs import BlobStore
+
+
+@dataclass
+class Parts:
+    """What one application is made of; hangs at `app.state.parts`."""
+
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+
+    @cached_property
+    def engine_version(self) -> str:
+        """The version whose results are comparable; part of the key by which a scan is reused."""
+        return version("sauscan")
+
+
+def parts(request: Request) -> Parts:
+    """The parts of the application that serves this request."""
+    return cast("Parts", request.app.state.parts)
+
+
+PartsDep = Annotated[Parts, Depends(parts)]
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer sau_…`")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own")
+
+
+def principal(
+    parts: PartsDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    header: Annotated[str | None, Security(_header)],
+) -> Principal:
+    """Who is calling. Raises Unauthenticated."""
+    token = bearer.credentials if bearer is not None else header
+    if token is None:
+        raise Unauthenticated("Send the key as a bearer token.", headers={"WWW-Authenticate": "Bearer"})
+    with parts.database.transaction() as session:
+        known = tenants.authenticate(session, token)
+    if known is None:
+        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        raise Unauthenticated("The key is unknown or was revoked.", headers=challenge)
+    structlog.contextvars.bind_contextvars(tenant_id=known.tenant_id, key_id=known.key_id)
+    return known
+
+
+def scope(name: str) -> Callable[[Principal], Principal]:
+    """A dependency that gives the caller if its key has the scope `name`, else raises Forbidden."""
+
+    def check(principal: Annotated[Principal, Depends(principal)]) -> Principal:
+        if name not in principal.scopes:
+            raise Forbidden(f"The key lacks the scope {name}.")
+        return principal
+
+    return check
+
+
+Reader = Annotated[Principal, Depends(scope("scans:read"))]
+Writer = Annotated[Principal, Depends(scope("scans:write"))]
+Downloader = Annotated[Principal, Depends(scope("artifacts:read"))]
+
+
+def find_scan(parts: Parts, principal: Principal, scan_id: str) -> Scan:
+    """The caller's scan. Raises ScanNotFound (also for a scan of another tenant) or Gone."""
+    with parts.database.transaction() as session:
+        return checked(scans.get_scan(session, principal.tenant_id, scan_id))
+
+
+def checked(scan: Scan | None) -> Scan:
+    """The scan, if there is one that was not deleted."""
+    if scan is None:
+        raise ScanNotFound
+    if scan.deleted_at is not None:
+        raise Gone
+    return scan

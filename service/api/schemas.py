@@ -1,0 +1,155 @@
+"""What goes over the wire."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.db.models import Scan
+from service.domain.options import ScanOptions
+from service.domain.states import State
+from service.problems import InvalidRequest
+
+_SCAN_ID = "scn_0193b1c2d3e47a5b8c6d7e8f90a1b2c3"
+
+
+class ScanError(BaseModel):
+    """Why a scan failed. `code` is stable; `detail` is for people."""
+
+    code: str
+    detail: str
+
+
+class ScanResource(BaseModel):
+    """A scan. `state` says where the work is, `verdict` what it found; they are independent."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": _SCAN_ID,
+                    "state": "running",
+                    "verdict": None,
+                    "stage": "sketch",
+                    "progress": 0.4,
+                    "attempt": 1,
+                    "cancel_requested": False,
+                    "filename": "model.safetensors",
+                    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                    "options": {"budget": "standard", "seed": 0, "cleanse": True, "prompts": None},
+                    "engine_version": "0.1.0",
+                    "error": None,
+                    "created_at": "2026-11-24T17:00:00Z",
+                    "started_at": "2026-11-24T17:00:01Z",
+                    "finished_at": None,
+                    "links": {"self": f"/scans/{_SCAN_ID}", "events": f"/scans/{_SCAN_ID}/events"},
+                }
+            ]
+        }
+    )
+
+    id: str
+    state: State
+    verdict: Literal["pass", "fail", "inconclusive"] | None
+    stage: str | None
+    progress: Annotated[float, Field(ge=0, le=1, description="Fraction of the present stage")]
+    attempt: int
+    cancel_requested: bool
+    filename: str
+    sha256: str
+    options: ScanOptions
+    engine_version: str
+    error: ScanError | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: dict[str, str]
+
+
+class AcceptedScan(ScanResource):
+    """The answer to a submission. `reused`: an earlier scan of the same file and options answers it."""
+
+    reused: bool
+
+
+class ScanPage(BaseModel):
+    """A page of scans, newest first. `next` is the cursor of the page behind this one."""
+
+    scans: list[ScanResource]
+    next: str | None
+
+
+class KnownFile(BaseModel):
+    """A file that was uploaded before."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class SubmissionFields(ScanOptions):
+    """The options of a submission. `force` scans again although an equal scan is there to be reused."""
+
+    force: bool = False
+
+
+class MultipartSubmission(SubmissionFields):
+    """The parts of a multipart submission."""
+
+    file: Annotated[bytes, Field(json_schema_extra={"type": "string", "format": "binary"})]
+
+
+class SubmissionBody(BaseModel):
+    """A submission by reference, without bytes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: KnownFile
+    options: ScanOptions = ScanOptions()
+    force: bool = False
+
+
+class Readiness(BaseModel):
+    """Each check is "ok" or says what is wrong."""
+
+    status: Literal["ready", "unready"]
+    checks: dict[str, str]
+
+
+def links(scan: Scan) -> dict[str, str]:
+    """Where to go from this scan; only what is there now."""
+    base = f"/scans/{scan.id}"
+    found = {"self": base, "events": f"{base}/events"}
+    if scan.report is not None:
+        found |= {"report": f"{base}/report"}
+        if (scan.report.get("unlearning") or {}).get("cleaned_sha256"):
+            found |= {"model": f"{base}/model"}
+    if scan.state in (State.QUEUED, State.RUNNING):
+        found |= {"cancel": f"{base}/cancel"}
+    return found
+
+
+def resource(scan: Scan) -> dict[str, Any]:
+    """The fields of a `ScanResource`."""
+    plain = (
+        "id", "state", "verdict", "stage", "progress", "attempt", "cancel_requested", "filename", "options",
+        "engine_version", "error", "created_at", "started_at", "finished_at",
+    )  # fmt: skip
+    return {name: getattr(scan, name) for name in plain} | {"sha256": scan.blob_sha256, "links": links(scan)}
+
+
+def encode_cursor(scan: Scan) -> str:
+    """The opaque cursor of the page behind this scan."""
+    return base64.urlsafe_b64encode(json.dumps([scan.created_at.isoformat(), scan.id]).encode()).decode()
+
+
+def decode_cursor(cursor: str) -> tuple[str, str]:
+    """The position a cursor stands for. Raises InvalidRequest for one that we did not make."""
+    try:
+        created_at, scan_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        return datetime.fromisoformat(created_at).isoformat(), str(scan_id)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise InvalidRequest("The cursor is not one of ours.") from error

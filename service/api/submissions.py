@@ -1,0 +1,268 @@
+"""`POST /scans`: a checkpoint comes in as the raw body, as multipart, or by the hash of an earlier upload."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from service import problems
+from service.api.deps import Parts, PartsDep, Writer
+from service.api.errors import invalid_request
+from service.api.multipart import MultipartReader
+from service.api.schemas import AcceptedScan, SubmissionBody, SubmissionFields, resource
+from service.db import submissions
+from service.db.models import Scan
+from service.db.submissions import KeyReusedError, Submission
+from service.domain import static_report
+from service.domain.options import ScanOptions, canonical, config_hash
+from service.problems import (
+    IdempotencyKeyReused,
+    UnknownBlob,
+    UnsupportedEncoding,
+    UploadIncomplete,
+    UploadTooLarge,
+)
+from service.storage.digests import declared_sha256
+from service.storage.intake import Limits, Received, receive, with_idle_limit
+from service.storage.preflight import preflight
+
+router = APIRouter(tags=["scans"])
+
+RETRY_AFTER_SECONDS = 2
+MAX_JSON_BYTES = 2**20
+MULTIPART_OVERHEAD_BYTES = 2**20
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_REQUEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {"schema": {"$ref": "#/components/schemas/MultipartSubmission"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/SubmissionBody"}},
+        },
+    }
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for besides the file."""
+
+    tenant_id: str
+    filename: str
+    fields: SubmissionFields
+    idempotency_key: str | None
+
+    @property
+    def options(self) -> ScanOptions:
+        """The options that decide the result."""
+        return ScanOptions.model_validate(self.fields.model_dump(exclude={"force"}))
+
+
+@router.post(
+    "/scans",
+    status_code=202,
+    response_model=AcceptedScan,
+    summary="Scan a checkpoint",
+    openapi_extra=_REQUEST_BODY,
+    responses=problems.responses(
+        problems.Unauthenticated,
+        problems.Forbidden,
+        problems.EmptyUpload,
+        problems.UploadIncomplete,
+        problems.InvalidDigest,
+        problems.DigestMismatch,
+        problems.MalformedMultipart,
+        problems.UnknownBlob,
+        problems.UploadTimeout,
+        problems.UploadTooLarge,
+        problems.UnsupportedFormat,
+        problems.UnsupportedEncoding,
+        problems.InvalidRequest,
+        problems.IdempotencyKeyReused,
+        problems.MalformedSafetensors,
+        problems.SafetensorsTruncated,
+        problems.SafetensorsHeaderTooLarge,
+        problems.TooManyTensors,
+        problems.UnsafePath,
+        problems.ArchiveLink,
+        problems.ArchiveBomb,
+        problems.MalformedArchive,
+        problems.ForbiddenMember,
+        problems.UnsupportedArchitecture,
+        problems.InsufficientStorage,
+    ),
+)
+async def submit_scan(
+    request: Request,
+    response: Response,
+    parts: PartsDep,
+    principal: Writer,
+    fields: Annotated[SubmissionFields, Query()],
+    filename: Annotated[str | None, Header(alias="X-Filename", max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> dict[str, Any]:
+    """Send the file as the body (`curl --data-binary @model.safetensors`), options in the query.
+
+    Multipart takes the file as `file` and the options as fields. JSON names a file uploaded before by its
+    hash. The same file with the same options is answered by the earlier scan (`reused`), unless `force`.
+    """
+    wish = Wish(principal.tenant_id, _basename(filename), fields, idempotency_key)
+    if _media_type(request) == "application/json":
+        scan, reused = await _by_hash(request, parts, wish)
+    else:
+        scan, reused = await _by_upload(request, parts, wish)
+    response.headers["Location"] = f"/scans/{scan.id}"
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return resource(scan) | {"reused": reused}
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _basename(filename: str | None) -> str:
+    """The last step of a path in either style, without control characters."""
+    name = PurePosixPath((filename or "").replace("\\", "/")).name
+    return "".join(char for char in name if char.isprintable())[:255] or "checkpoint"
+
+
+# By hash
+
+
+async def _by_hash(request: Request, parts: Parts, wish: Wish) -> tuple[Scan, bool]:
+    body = await _json_body(request)
+    fields = SubmissionFields(**body.options.model_dump(), force=body.force)
+    return await run_in_threadpool(_scan_known, parts, replace(wish, fields=fields), body.source.sha256)
+
+
+async def _json_body(request: Request) -> SubmissionBody:
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_JSON_BYTES:
+            raise UploadTooLarge(f"At most {MAX_JSON_BYTES} bytes of JSON are accepted.")
+    try:
+        return SubmissionBody.model_validate_json(bytes(raw))
+    except ValidationError as error:
+        raise invalid_request(
+            [entry | {"loc": ("body", *entry["loc"])} for entry in error.errors()]
+        ) from error
+
+
+def _scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
+    with parts.database.transaction() as session:
+        submissions.lock_blob(session, sha256)
+        blob = submissions.get_blob(session, wish.tenant_id, sha256)
+        if blob is None:
+            raise UnknownBlob(f"Upload the file; nothing with the SHA-256 {sha256} is here.")
+        try:
+            return submissions.create_scan(session, _submission(parts, wish, sha256, blob.static))
+        except KeyReusedError as error:
+            raise IdempotencyKeyReused("Use a fresh key for a fresh request.") from error
+
+
+# By upload
+
+
+async def _by_upload(request: Request, parts: Parts, wish: Wish) -> tuple[Scan, bool]:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedEncoding
+    settings = parts.settings
+    limits = Limits(settings.max_upload_bytes, settings.min_free_bytes, settings.upload_idle_seconds)
+    multipart = _media_type(request) == "multipart/form-data"
+    declared = declared_sha256(request.headers, whole_body=not multipart)
+    expected = _expected_bytes(request, multipart)
+    async with receive(settings.scratch_dir, limits, expected) as upload:
+        chunks = with_idle_limit(request.stream(), settings.upload_idle_seconds)
+        try:
+            if multipart:
+                reader = MultipartReader(
+                    request.headers["content-type"], tuple(SubmissionFields.model_fields)
+                )
+                await reader.read(chunks, upload)
+                wish = _with_form(wish, reader)
+            else:
+                async for chunk in chunks:
+                    await upload.write(chunk)
+        except ClientDisconnect as error:
+            raise UploadIncomplete("The connection closed before the end of the body.") from error
+        received = await upload.finish(declared)
+        return await run_in_threadpool(_accept, parts, wish, received)
+
+
+def _expected_bytes(request: Request, multipart: bool) -> int | None:
+    """How large the file will be at least, as far as the client says."""
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        return None
+    return max(0, int(length) - MULTIPART_OVERHEAD_BYTES) if multipart else int(length)
+
+
+def _with_form(wish: Wish, reader: MultipartReader) -> Wish:
+    """The wish with the form's fields over the query's."""
+    form: dict[str, Any] = {
+        name: values if name == "prompts" else values[-1] for name, values in reader.values.items()
+    }
+    try:
+        fields = SubmissionFields.model_validate(wish.fields.model_dump() | form)
+    except ValidationError as error:
+        raise invalid_request(
+            [entry | {"loc": ("body", *entry["loc"])} for entry in error.errors()]
+        ) from error
+    filename = _basename(reader.filename) if reader.filename else wish.filename
+    return replace(wish, fields=fields, filename=filename)
+
+
+def _accept(parts: Parts, wish: Wish, received: Received) -> tuple[Scan, bool]:
+    """Judge the file, then make scan, message and blob visible in one transaction."""
+    result = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes)
+    static = result.as_dict()
+    submission = _submission(parts, wish, received.sha256, static)
+    with parts.database.transaction() as session:
+        submissions.lock_blob(session, received.sha256)
+        try:
+            created = submissions.create_scan(session, submission)
+        except KeyReusedError as error:
+            raise IdempotencyKeyReused("Use a fresh key for a fresh request.") from error
+        if submission.decided is None:  # the bytes of a file that is never loaded are not kept
+            submissions.register_blob(
+                session,
+                wish.tenant_id,
+                received.sha256,
+                size=received.size,
+                kind=result.format,
+                static=static,
+            )
+            parts.blobs.adopt(received.path, received.sha256)
+        return created
+
+
+def _submission(parts: Parts, wish: Wish, sha256: str, static: dict[str, Any]) -> Submission:
+    witness = parts.settings.clip_path
+    options = wish.options.model_dump(mode="json")
+    config = config_hash(wish.options, str(witness) if witness else None)
+    identity = canonical({"sha256": sha256, "config": config, "force": wish.fields.force})
+    return Submission(
+        tenant_id=wish.tenant_id,
+        blob_sha256=sha256,
+        filename=wish.filename,
+        options=options,
+        static=static,
+        engine_version=parts.engine_version,
+        config_hash=config,
+        fingerprint=hashlib.sha256(identity).hexdigest(),
+        idempotency_key=wish.idempotency_key,
+        force=wish.fields.force,
+        decided=static_report.decide(
+            static, sha256=sha256, engine_version=parts.engine_version, config=options
+        ),
+    )

@@ -1,0 +1,43 @@
+"""Forgetting: a deleted scan leaves a tombstone row, and bytes that nobody refers to any more."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.orm import Session
+
+from service.db import events
+from service.db.models import Artifact, Blob, Scan
+from service.db.scans import list_artifacts
+from service.db.submissions import lock_blob
+
+
+def bury_scan(session: Session, scan: Scan) -> list[str]:
+    """Remove all that the scan holds, except the row that says it existed.
+
+    Returns the hashes of the bytes that nothing refers to now. They are locked until commit: remove them
+    before it. The caller has locked the scan and knows that it ended.
+    """
+    hashes = sorted({scan.blob_sha256, *(artifact.sha256 for artifact in list_artifacts(session, scan.id))})
+    for sha256 in hashes:
+        lock_blob(session, sha256)
+    events.forget(session, scan.id)
+    session.execute(delete(Artifact).where(Artifact.scan_id == scan.id))
+    scan.deleted_at = session.scalar(select(func.now()))
+    scan.filename, scan.report, scan.options, scan.static = "", None, {}, {}
+    session.flush()
+    _release_blob(session, scan.tenant_id, scan.blob_sha256)
+    return [sha256 for sha256 in hashes if not _referenced(session, sha256)]
+
+
+def _release_blob(session: Session, tenant_id: str, sha256: str) -> None:
+    """Drop the tenant's claim on an upload when its last scan is gone."""
+    used = select(Scan.id).where(
+        Scan.tenant_id == tenant_id, Scan.blob_sha256 == sha256, Scan.deleted_at.is_(None)
+    )
+    session.execute(delete(Blob).where(Blob.tenant_id == tenant_id, Blob.sha256 == sha256, ~exists(used)))
+
+
+def _referenced(session: Session, sha256: str) -> bool:
+    uploads = select(Blob.sha256).where(Blob.sha256 == sha256)
+    products = select(Artifact.sha256).where(Artifact.sha256 == sha256)
+    return session.scalar(select(exists(uploads) | exists(products))) is True

@@ -1,0 +1,72 @@
+"""The HTTP application: `uvicorn service.main:create_app --factory`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api import artifacts, errors, events, health, logs, scans, submissions
+from service.api.deps import Parts
+from service.api.schemas import MultipartSubmission, SubmissionBody
+from service.db.session import Database
+from service.problems import ProblemDocument
+from service.settings import Settings, get_settings
+from service.storage.blobs import open_blobs
+
+DESCRIPTION = """
+Submit a text-to-image checkpoint; get a verdict with the triggers it hides, a cleaned model, and proof that
+the cleaning worked. A scan is a resource: submit, poll (or follow its events), read the report.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """A whole application. Connections are opened when the first request needs them."""
+    settings = settings or get_settings()
+    logs.configure(settings)
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    parts = Parts(
+        settings=settings,
+        database=Database(settings.database_url, pool_size=settings.database_pool_size),
+        blobs=open_blobs(settings),
+    )
+    app = FastAPI(
+        title="sauscan",
+        version=parts.engine_version,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+    )
+    app.state.parts = parts
+    errors.install(app)
+    for module in (submissions, scans, events, artifacts, health):
+        app.include_router(module.router)
+    health.install_metrics(app, parts)
+    app.add_middleware(logs.AccessLog)
+    app.add_middleware(CorrelationIdMiddleware)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.parts.database.dispose()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The schema, with the models that only hand-written parts of it refer to."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        models = schema.setdefault("components", {}).setdefault("schemas", {})
+        for model in (ProblemDocument, SubmissionBody, MultipartSubmission):
+            definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            models |= definition.pop("$defs", {})
+            models[model.__name__] = definition
+        app.openapi_schema = schema
+    return app.openapi_schema
