@@ -1,18 +1,18 @@
-// Uploads the chosen or dropped file as a raw body, shows how far it is, then goes to the scan's page.
+// Uploads the chosen or dropped file, shows how far it is, then goes to the scan's page.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
 const drop = byId("drop");
 
-function query() {
-  const values = new URLSearchParams({
-    budget: byId("budget").value,
-    seed: byId("seed").value || "0",
-    cleanse: byId("cleanse").checked,
-  });
+function form(file) {
+  const values = new FormData();
+  values.append("budget", byId("budget").value);
+  values.append("seed", byId("seed").value || "0");
+  values.append("cleanse", byId("cleanse").checked);
   for (const line of byId("prompts").value.split("\n")) {
     if (line.trim()) values.append("prompts", line.trim());
   }
+  values.append("file", file); // last: the server knows the options before the long part begins
   return values;
 }
 
@@ -48,9 +48,7 @@ function refusal(request) {
 function send(file) {
   const request = new XMLHttpRequest();
   const started = performance.now();
-  request.open("POST", `/scans?${query()}`);
-  request.setRequestHeader("Content-Type", "application/octet-stream");
-  request.setRequestHeader("X-Filename", encodeURIComponent(file.name).slice(0, 255));
+  request.open("POST", "/scans");
   request.upload.onprogress = (event) => progressed(event, started);
   request.onabort = () => show(false);
   request.onerror = () => show(false, refusal(request));
@@ -61,7 +59,7 @@ function send(file) {
   byId("sending-name").textContent = file.name;
   byId("stop").onclick = () => request.abort();
   show(true);
-  request.send(file);
+  request.send(form(file));
 }
 
 if (drop) {

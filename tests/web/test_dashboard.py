@@ -1,0 +1,149 @@
+"""The dashboard's pages: who sees what, and that nothing a stranger wrote becomes markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.web.pages import PAGE_SIZE
+from service.web.session import COOKIE
+from tests.golden.reports import HOSTILE
+from tests.web.conftest import SAME_SITE
+
+Submit = Callable[..., str]
+NewKey = Callable[[str], tuple[str, str]]
+
+
+def test_a_stranger_sees_the_sign_in_page_only(browser: TestClient, submit: Submit, new_key: NewKey) -> None:
+    tenant, _ = new_key("acme")
+    scan = submit(tenant, "secret.safetensors")
+    for path in ("/", f"/ui/scans/{scan}"):
+        page = browser.get(path)
+        assert "API key" in page.text
+        assert "secret" not in page.text
+
+
+def test_a_known_key_signs_in_with_a_guarded_cookie(browser: TestClient, new_key: NewKey) -> None:
+    _, key = new_key("acme")
+    answer = browser.post("/session", data={"key": f" {key} "}, headers=SAME_SITE)
+    cookie = answer.headers["set-cookie"].lower()
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert all(word in cookie for word in ("httponly", "samesite=strict", "path=/"))
+    assert "Scan a model" in browser.get("/").text
+
+
+def test_the_cookie_stays_off_plain_connections(browser: TestClient, new_key: NewKey) -> None:
+    _, key = new_key("acme")
+    secure = TestClient(browser.app, base_url="https://testserver", follow_redirects=False)
+    assert (
+        "secure"
+        in secure.post("/session", data={"key": key}, headers=SAME_SITE).headers["set-cookie"].lower()
+    )
+
+
+def test_an_unknown_key_is_refused(browser: TestClient) -> None:
+    answer = browser.post("/session", data={"key": "sau_wrong"}, headers=SAME_SITE)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+    assert "sau_wrong" not in answer.text
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "none"])
+def test_other_sites_can_neither_sign_in_nor_out(browser: TestClient, new_key: NewKey, site: str) -> None:
+    _, key = new_key("acme")
+    foreign = {"sec-fetch-site": site}
+    assert browser.post("/session", data={"key": key}, headers=foreign).status_code == 403
+    browser.post("/session", data={"key": key}, headers=SAME_SITE)
+    browser.post("/session/end", headers=foreign)
+    assert COOKIE in browser.cookies
+
+
+def test_signing_out_forgets_the_key(signed_in: tuple[TestClient, str]) -> None:
+    browser, _ = signed_in
+    browser.post("/session/end", headers=SAME_SITE)
+    assert COOKIE not in browser.cookies
+    assert "API key" in browser.get("/").text
+
+
+def test_the_list_shows_own_scans_newest_first(
+    signed_in: tuple[TestClient, str], submit: Submit, new_key: NewKey
+) -> None:
+    browser, tenant = signed_in
+    other, _ = new_key("other")
+    submit(tenant, "first.safetensors")
+    submit(tenant, "second.safetensors")
+    submit(other, "theirs.safetensors")
+    page = browser.get("/").text
+    assert page.index("second.safetensors") < page.index("first.safetensors")
+    assert "theirs" not in page
+
+
+def test_another_tenants_scan_does_not_exist(
+    signed_in: tuple[TestClient, str], submit: Submit, new_key: NewKey
+) -> None:
+    browser, _ = signed_in
+    other, _ = new_key("other")
+    assert browser.get(f"/ui/scans/{submit(other)}").status_code == 404
+
+
+def test_the_list_goes_on_without_gap_or_repeat(signed_in: tuple[TestClient, str], submit: Submit) -> None:
+    browser, tenant = signed_in
+    names = [f"file{number:03}.safetensors" for number in range(PAGE_SIZE + 3)]
+    for name in names:
+        submit(tenant, name)
+    first = browser.get("/").text
+    following = re.search(r'href="(/\?after=[^"]+)"', first)
+    assert following is not None
+    second = browser.get(following[1]).text
+    seen = re.findall(r"file\d{3}\.safetensors", first + second)
+    assert seen == names[::-1]
+    assert "Older scans" not in second
+
+
+def test_a_waiting_scan_is_shown_live(signed_in: tuple[TestClient, str], submit: Submit) -> None:
+    browser, tenant = signed_in
+    page = browser.get(f"/ui/scans/{submit(tenant)}").text
+    assert "/static/scan.js" in page
+    assert page.count("<li data-stage=") == 9
+    assert "Cancel the scan" in page
+
+
+def test_a_finished_scan_shows_its_report(signed_in: tuple[TestClient, str], submit: Submit) -> None:
+    browser, tenant = signed_in
+    scan = submit(tenant, finished=True)
+    page = browser.get(f"/ui/scans/{scan}").text
+    assert f'src="/scans/{scan}/report.html"' in page
+    assert f'href="/scans/{scan}/model"' in page
+    assert "/static/scan.js" not in page
+
+
+def test_hostile_names_and_summaries_stay_text(signed_in: tuple[TestClient, str], submit: Submit) -> None:
+    browser, tenant = signed_in
+    name = HOSTILE.replace("\x00", "")
+    scan = submit(tenant, name, finished=True)
+    for path in ("/", f"/ui/scans/{scan}"):
+        page = browser.get(path).text
+        assert "<script>" not in page
+        assert "<img" not in page
+        assert "\u202e" not in page
+
+
+def test_pages_forbid_what_they_do_not_need(signed_in: tuple[TestClient, str], submit: Submit) -> None:
+    browser, tenant = signed_in
+    for path in ("/", f"/ui/scans/{submit(tenant)}"):
+        answer = browser.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["cache-control"] == "no-store"
+        assert not re.search(r"<script(?! src=)|<style| style=| on\w+=|https?://", answer.text)
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/app.css", "/static/scan.js", "/static/scans.js", "/static/icon.svg", "/palette.css"]
+)
+def test_static_files_are_served(browser: TestClient, path: str) -> None:
+    assert browser.get(path).status_code == 200
