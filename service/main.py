@@ -17,6 +17,7 @@ from service.db.session import Database
 from service.problems import ProblemDocument
 from service.settings import Settings, get_settings
 from service.storage.blobs import open_blobs
+from service.web import pages
 
 DESCRIPTION = """
 Submit a text-to-image checkpoint; get a verdict with the triggers it hides, a cleaned model, and proof that
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     for module in (submissions, scans, events, artifacts, health):
         app.include_router(module.router)
+    pages.mount(app)
     health.install_metrics(app, parts)
     app.add_middleware(logs.AccessLog)
     app.add_middleware(CorrelationIdMiddleware)

@@ -19,6 +19,7 @@ from service.db.tenants import Principal
 from service.problems import Forbidden, Gone, ScanNotFound, Unauthenticated
 from service.settings import Settings
 from service.storage.blobs import BlobStore
+from service.web.session import cookie_token
 
 
 @dataclass
@@ -47,12 +48,13 @@ _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same
 
 
 def principal(
+    request: Request,
     parts: PartsDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
 ) -> Principal:
     """Who is calling. Raises Unauthenticated."""
-    token = bearer.credentials if bearer is not None else header
+    token = bearer.credentials if bearer is not None else header or cookie_token(request)
     if token is None:
         raise Unauthenticated("Send the key as a bearer token.", headers={"WWW-Authenticate": "Bearer"})
     with parts.database.transaction() as session:
