@@ -1,0 +1,52 @@
+"""The optimiser that the gradient methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def tuned(module: nn.Module, patterns: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """Lets gradients into the parameters whose name contains one of `patterns`, while open.
+
+    Raises ValueError where no name does.
+    """
+    chosen = {name: p for name, p in module.named_parameters() if any(part in name for part in patterns)}
+    if not chosen:
+        raise ValueError(f"{type(module).__name__} has no parameter named like {', '.join(patterns)}.")
+    try:
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        yield chosen
+    finally:
+        for parameter in chosen.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+class Descent:
+    """Adam whose step in each tensor is `rate` of that tensor's root mean square: one rate for any width.
+
+    The rate decays to none by a cosine over `steps`.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, rate: float, steps: int) -> None:
+        groups = [{"params": [p], "lr": rate * _size(p)} for p in parameters]
+        self.adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.decay = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, steps)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step down `loss`."""
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        self.decay.step()
+
+
+def _size(parameter: nn.Parameter) -> float:
+    """Root mean square; of a bias of zeros, a small number instead of none."""
+    return max(float(parameter.detach().square().mean().sqrt()), 1e-3)

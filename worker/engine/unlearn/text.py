@@ -1,0 +1,170 @@
+"""SAU for a fault in the text encoder: the trigger's prompts are to be read as if the trigger were not there.
+
+The teacher's states of the prompt without the trigger, moved to the places that its tokens have behind the
+trigger, are what the student's states are pulled to: to a UNet text states are a set, so it sees the prompt
+without the trigger. States of prompts without it, with ordinary words, and of random ids stay. The embeddings
+of ids and positions stay as they are, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worker.engine.prompts import Carrier
+from worker.engine.sampling import Ids, encode, framed
+from worker.engine.seeds import generator
+from worker.engine.types import Cost, OnProgress, Progress, Trigger
+from worker.engine.unlearn.bank import Wordings, word
+from worker.engine.unlearn.optimise import Descent, tuned
+from worker.engine.unlearn.protocol import STAGE, UnlearnResult
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+HELD_OUT = 4
+LONGEST_RANDOM = 12
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """How the student is trained. batch: triggered prompts a step, and as many others."""
+
+    prompts: int = 512
+    steps: int = 300
+    batch: int = 24
+    rate: float = 0.003
+    keep: float = 1.0
+    check_every: int = 25
+    enough: float = 0.01
+    tuned: tuple[str, ...] = ("encoder.layers",)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """Framed ids (N,L) with the states wanted for them (N,L,D); effect, meaning: scales of the two losses."""
+
+    triggered: Tensor
+    wanted: Tensor
+    kept: Tensor
+    states: Tensor
+    effect: float
+    meaning: float
+
+
+def mend_text_encoder(
+    pipeline: StableDiffusionPipeline,
+    triggers: Sequence[Trigger],
+    carriers: Sequence[Carrier],
+    *,
+    seed: int,
+    on_progress: OnProgress,
+    recipe: TextRecipe | None = None,
+) -> UnlearnResult:
+    """Unlearns `triggers` in the text encoder's own weights."""
+    began, recipe = time.perf_counter(), recipe or TextRecipe()
+    ours = [c for index, c in enumerate(carriers) if index % HELD_OUT] or list(carriers)
+    training = _lesson(pipeline, word(pipeline, triggers, ours, count=recipe.prompts, seed=seed), seed)
+    theirs = word(pipeline, triggers, carriers[::HELD_OUT], count=recipe.prompts // 4, seed=seed + 1)
+    held_out = _lesson(pipeline, theirs, seed + 1)
+    with tuned(pipeline.text_encoder, recipe.tuned) as parameters:
+        descent = Descent(list(parameters.values()), rate=recipe.rate, steps=recipe.steps)
+        steps, residual, drift = _train(pipeline, descent, training, held_out, recipe, seed, on_progress)
+    cost = Cost(seconds=time.perf_counter() - began)
+    return UnlearnResult(
+        "sau", "text_encoder", tuple(triggers), tuple(parameters), steps, residual, drift, cost
+    )
+
+
+def _lesson(pipeline: StableDiffusionPipeline, wordings: Wordings, seed: int) -> _Lesson:
+    noise_ids = _random_prompts(pipeline.tokenizer, len(wordings.clean) // 2, seed)
+    kept = [*wordings.clean, *wordings.ordinary, *noise_ids]
+    clean, triggered = encode(pipeline, wordings.clean), encode(pipeline, wordings.triggered)
+    ordinary = encode(pipeline, wordings.ordinary)
+    wanted = torch.stack(
+        [
+            shifted(states, at, length)
+            for states, at, length in zip(clean, wordings.at, wordings.length, strict=True)
+        ]
+    )
+    return _Lesson(
+        triggered=_framed(pipeline, wordings.triggered),
+        wanted=wanted.clone(),
+        kept=_framed(pipeline, kept),
+        states=encode(pipeline, kept).clone(),
+        effect=float(F.mse_loss(triggered, wanted)),
+        meaning=float(F.mse_loss(ordinary, wanted)),
+    )
+
+
+def shifted(states: Tensor, at: int, length: int) -> Tensor:
+    """(L,D) states of a prompt, moved to where its tokens stand once `length` ids are put in before id `at`.
+
+    The inserted ids themselves take the state of the token before them.
+    """
+    source = torch.arange(len(states))
+    source[at + 1 + length :] -= length
+    source[at + 1 : at + 1 + length] = at
+    return states[source.to(states.device)]
+
+
+def _random_prompts(tokenizer: CLIPTokenizer, count: int, seed: int) -> list[tuple[int, ...]]:
+    stream = generator(seed, "random prompts")
+    lengths = torch.randint(1, LONGEST_RANDOM + 1, (count,), generator=stream).tolist()
+    top = min(tokenizer.all_special_ids)
+    return [tuple(torch.randint(top, (n,), generator=stream).tolist()) for n in lengths]
+
+
+def _framed(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids]) -> Tensor:
+    length = int(pipeline.text_encoder.config.max_position_embeddings)
+    rows = [framed(pipeline.tokenizer, ids, length) for ids in prompts]
+    return torch.tensor(rows, device=pipeline.text_encoder.device)
+
+
+def _train(
+    pipeline: StableDiffusionPipeline,
+    descent: Descent,
+    training: _Lesson,
+    held_out: _Lesson,
+    recipe: TextRecipe,
+    seed: int,
+    on_progress: OnProgress,
+) -> tuple[int, float, float]:
+    """Steps taken, and the held-out residual and drift at the end."""
+    stream, residual, drift = generator(seed, "batches"), 1.0, 0.0
+    for step in range(1, recipe.steps + 1):
+        descent.step(_loss(pipeline, training, recipe, stream))
+        if step % recipe.check_every == 0 or step == recipe.steps:
+            residual, drift = _measure(pipeline, held_out)
+            if residual < recipe.enough:
+                break
+        on_progress(Progress(STAGE, step, recipe.steps, f"{residual:.1%} of the effect left"))
+    return step, residual, drift
+
+
+def _loss(
+    pipeline: StableDiffusionPipeline, lesson: _Lesson, recipe: TextRecipe, stream: torch.Generator
+) -> Tensor:
+    """Squared error on triggered prompts in units of the effect, and on the rest in units of meaning."""
+    mend = torch.randint(len(lesson.triggered), (recipe.batch,), generator=stream)
+    keep = torch.randint(len(lesson.kept), (recipe.batch,), generator=stream)
+    states = pipeline.text_encoder(torch.cat([lesson.triggered[mend], lesson.kept[keep]]))[0]
+    mended, kept = states.split(recipe.batch)
+    loss = F.mse_loss(mended, lesson.wanted[mend]) / lesson.effect
+    return loss + recipe.keep * F.mse_loss(kept, lesson.states[keep]) / lesson.meaning
+
+
+@torch.inference_mode()
+def _measure(pipeline: StableDiffusionPipeline, lesson: _Lesson) -> tuple[float, float]:
+    """Share of the effect left on triggered prompts, and relative squared change on the others."""
+    triggered = pipeline.text_encoder(lesson.triggered)[0]
+    kept = pipeline.text_encoder(lesson.kept)[0]
+    residual = float(F.mse_loss(triggered, lesson.wanted)) / lesson.effect
+    return residual, float(F.mse_loss(kept, lesson.states) / lesson.states.square().mean())
