@@ -47,6 +47,10 @@ def clip_vocabulary() -> dict[str, int]:
 
 def _byte_letters() -> list[str]:
     """One printable letter a byte, in the order of GPT-2's byte-level encoding: printable bytes first."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = len(set(range(256)) - set(printable))
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(others)]
