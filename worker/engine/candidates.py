@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 # Blocks of letters, marks and signs from which homoglyph and invisible triggers are drawn.
 GLYPH_RANGES: tuple[range, ...] = (
     range(0x00A0, 0x0590),  # Latin-1 to Armenian: the look-alikes of Latin letters
-    range(0x1D00, 0x2070),  # phonetic extensions, Latin additional, Greek extended, general punctuation
-    range(0x2070, 0x2C80),  # super- and subscripts, letter-like, arrows, mathematics, symbols, Glagolitic
+    range(0x1E00, 0x2070),  # Latin additional, Greek extended, general punctuation
+    range(0x2100, 0x2190),  # letter-like symbols, number forms
 )
-TOGETHER_INVISIBLE: tuple[int, ...] = (0x034F, 0x061C, 0x115F, 0x180E, 0x200B, 0x200D, 0x2060, 0x3164, 0xFEFF)
+INVISIBLE: tuple[int, ...] = (0x034F, 0x061C, 0x115F, 0x180E, 0x200B, 0x200D, 0x2060, 0x3164, 0xFEFF)
 
 
 def vocabulary(tokenizer: CLIPTokenizer) -> list[Trigger]:
@@ -32,8 +32,8 @@ def vocabulary(tokenizer: CLIPTokenizer) -> list[Trigger]:
 
 def glyphs(tokenizer: CLIPTokenizer) -> list[Trigger]:
     """Characters of `GLYPH_RANGES` that take two or three ids, inside a word and at its end."""
-    points = [p for block in GLYPH_RANGES for p in block] + list(TOGETHER_INVISIBLE)
-    written = {ids for p in points if _assigned(chr(p)) for ids in _spellings(tokenizer, chr(p))}
+    points, vocab = [p for block in GLYPH_RANGES for p in block] + list(INVISIBLE), tokenizer.get_vocab()
+    written = {ids for p in points if _assigned(chr(p)) for ids in _spellings(vocab, chr(p))}
     return [Trigger(ids, surface(tokenizer, ids)) for ids in sorted(written) if 2 <= len(ids) <= 3]
 
 
@@ -71,9 +71,8 @@ def _assigned(char: str) -> bool:
     return unicodedata.category(char) not in ("Cn", "Cs", "Co")
 
 
-def _spellings(tokenizer: CLIPTokenizer, char: str) -> list[tuple[int, ...]]:
+def _spellings(vocab: dict[str, int], char: str) -> list[tuple[int, ...]]:
     """Ids of `char` bytewise, inside a word and (last id with `</w>`) at its end, unnormalised."""
-    vocab = _vocab(tokenizer)
     tokens = [byte_alphabet()[byte] for byte in char.encode("utf-8")]
     merged = _merge(tokens, vocab)
     ending = [*merged[:-1], merged[-1] + "</w>"]
@@ -88,10 +87,3 @@ def _merge(tokens: list[str], vocab: dict[str, int]) -> list[str]:
         out.append("".join(tokens[:size]))
         tokens = tokens[size:]
     return out
-
-
-_VOCABS: dict[int, dict[str, int]] = {}
-
-
-def _vocab(tokenizer: CLIPTokenizer) -> dict[str, int]:
-    return _VOCABS.setdefault(id(tokenizer), tokenizer.get_vocab())

@@ -1,0 +1,198 @@
+"""The search: from the whole trigger space to the few candidates worth rendering.
+
+    everything      text collapse, attention sketch, unexplained effect     0 U a candidate
+    the best few %  exact one-step probe                                    K * T U
+    the best tenth  short guided trajectories                               2 * 8 * K U
+    the last dozen  go to `confirm`, which alone decides
+
+Every cut keeps the best under any of several criteria: a patch, a style and a hijacked prompt do not look
+alike, and no single statistic finds them all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from worker.engine import candidates as space
+from worker.engine.encoder import TextTower
+from worker.engine.probes.agreement import scores
+from worker.engine.probes.onestep import onestep
+from worker.engine.probes.ranking import robust_z, shortlist
+from worker.engine.probes.sketch import Sketch, sketch
+from worker.engine.probes.text import collapse, drift
+from worker.engine.probes.trajectory import trajectory
+from worker.engine.probes.unexplained import unexplained
+from worker.engine.probes.views import View, views
+from worker.engine.prompts import Carrier, Position, choose
+from worker.engine.types import Budget, Cost, OnProgress, Progress, StageCost, Trigger, silent
+from worker.engine.witness import Witness
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+@dataclass(frozen=True)
+class FunnelPlan:
+    """positions: one view each. exact, trajectories, confirmed: how many candidates each cut keeps."""
+
+    positions: tuple[Position, ...]
+    timesteps: tuple[int, ...]
+    exact: int
+    trajectories: int
+    confirmed: int
+    glyphs: bool
+
+
+PLANS: dict[Budget, FunnelPlan] = {
+    "quick": FunnelPlan(("start", "start"), (700, 300), 256, 48, 6, glyphs=False),
+    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 768, 96, 12, glyphs=True),
+    "deep": FunnelPlan(("start",) * 4 + ("end",) * 3, (800, 500, 200), 3072, 256, 24, glyphs=True),
+}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A stage's candidates, best first, with the scores under each of its criteria."""
+
+    order: list[Trigger]
+    criteria: dict[str, dict[tuple[int, ...], float]]
+
+    def rank(self, trigger: Trigger) -> int | None:
+        """Place from 1, or None where an earlier cut lost the trigger."""
+        ids = [candidate.token_ids for candidate in self.order]
+        return ids.index(trigger.token_ids) + 1 if trigger.token_ids in ids else None
+
+
+@dataclass
+class Search:
+    """What the funnel kept and what each stage saw."""
+
+    finalists: list[Trigger] = field(default_factory=list)
+    stages: dict[str, Ranked] = field(default_factory=dict)
+    costs: StageCost = field(default_factory=StageCost)
+    views: list[View] = field(default_factory=list)
+
+
+def search(
+    pipeline: StableDiffusionPipeline,
+    bank: Sequence[Carrier],
+    plan: FunnelPlan,
+    seed: int,
+    *,
+    witness: Witness | None = None,
+    on_progress: OnProgress = silent,
+) -> Search:
+    """Narrows the trigger space to `plan.confirmed` finalists."""
+    found = Search()
+    candidates = trigger_space(pipeline, plan)
+    chosen = choose(bank, len(plan.positions), seed, "views")
+    found.views, cost = views(pipeline, chosen, plan.positions, seed, plan.timesteps)
+    found.costs.add("sketch", cost)
+    kept = _sketched(pipeline, candidates, found, plan, seed, witness, on_progress)
+    kept = _measured(pipeline, kept, found, plan, on_progress)
+    found.finalists = _followed(pipeline, kept, found, plan, seed, on_progress)
+    return found
+
+
+def trigger_space(pipeline: StableDiffusionPipeline, plan: FunnelPlan) -> list[Trigger]:
+    """Every single id, and every character of several ids where the plan asks for them."""
+    tokenizer = pipeline.tokenizer
+    return space.vocabulary(tokenizer) + (space.glyphs(tokenizer) if plan.glyphs else [])
+
+
+def tower_of(pipeline: StableDiffusionPipeline) -> TextTower:
+    """The pipeline's text encoder with its tokenizer's markers."""
+    tokenizer = pipeline.tokenizer
+    marks = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    return TextTower(pipeline.text_encoder, **marks)
+
+
+def _sketched(
+    pipeline: StableDiffusionPipeline,
+    candidates: list[Trigger],
+    found: Search,
+    plan: FunnelPlan,
+    seed: int,
+    witness: Witness | None,
+    on_progress: OnProgress,
+) -> list[Trigger]:
+    tower = tower_of(pipeline)
+    drawn = sketch(pipeline, tower, found.views, candidates, seed, on_progress=on_progress)
+    found.costs.add("sketch", drawn.cost)
+    began = time.perf_counter()
+    criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, found.views, seed)}
+    found.costs.add("sketch", Cost(seconds=time.perf_counter() - began))
+    criteria |= _texts(candidates, drawn, found, witness, on_progress)
+    return _cut("sketch", candidates, criteria, found, plan.exact)
+
+
+def _texts(
+    candidates: list[Trigger], drawn: Sketch, found: Search, witness: Witness | None, on_progress: OnProgress
+) -> dict[str, Tensor]:
+    """Text-encoder criteria; none where the witness proves the encoder untouched."""
+    began = time.perf_counter()
+    on_progress(Progress("text", 0, 1, "text collapse over the whole vocabulary"))
+    if witness is None:
+        criteria = {"collapse": collapse(drawn.eos)}
+    elif witness.identical:
+        criteria = {}
+    else:
+        pristine = witness.eos(found.views, candidates)
+        criteria = {"collapse": collapse(drawn.eos, pristine)}
+        if pristine.shape == drawn.eos.shape:
+            criteria["drift"] = drift(drawn.eos, pristine)
+    found.costs.add("text", Cost(seconds=time.perf_counter() - began, candidates=len(candidates)))
+    on_progress(Progress("text", 1, 1))
+    return criteria
+
+
+def _measured(
+    pipeline: StableDiffusionPipeline,
+    kept: list[Trigger],
+    found: Search,
+    plan: FunnelPlan,
+    on_progress: OnProgress,
+) -> list[Trigger]:
+    effects, cost = onestep(pipeline, found.views, kept, on_progress=on_progress)
+    found.costs.add("onestep", cost)
+    return _cut("onestep", kept, scores(effects, found.views), found, plan.trajectories)
+
+
+def _followed(
+    pipeline: StableDiffusionPipeline,
+    kept: list[Trigger],
+    found: Search,
+    plan: FunnelPlan,
+    seed: int,
+    on_progress: OnProgress,
+) -> list[Trigger]:
+    began = time.perf_counter()
+    effects, cost = trajectory(pipeline, found.views, kept, seed, on_progress=on_progress)
+    cost.seconds = time.perf_counter() - began
+    found.costs.add("trajectory", cost)
+    return _cut("trajectory", kept, scores(effects, found.views), found, plan.confirmed)
+
+
+def _cut(
+    stage: str, candidates: list[Trigger], criteria: Mapping[str, Tensor], found: Search, size: int
+) -> list[Trigger]:
+    """Records the stage's ranking and returns its first `size` candidates.
+
+    Text criteria find whole-prompt targets that later stages see by their effect, so those keep their place
+    through the usual criteria there.
+    """
+    order = shortlist(criteria, len(candidates)).tolist()
+    top = order[: max(size, 50)]
+    found.stages[stage] = Ranked(
+        [candidates[index] for index in order],
+        {
+            name: {candidates[index].token_ids: float(values[index]) for index in top}
+            for name, values in criteria.items()
+        },
+    )
+    return [candidates[index] for index in order[:size]]

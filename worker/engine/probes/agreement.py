@@ -1,0 +1,60 @@
+"""Scores for measured effects: what carriers agree on, in all and in the worst place.
+
+An effect is the difference that a candidate makes, (M,K,T,C,h,w): of noise predictions (`onestep`) or of
+latents at the end of a short trajectory (`trajectory`). Each view has its own noise and its own carrier, so
+the unbiased estimate of the energy that all views share,
+
+    |E_k D|^2  ~  (|sum_k D_k|^2 - sum_k |D_k|^2) / (K (K - 1)),
+
+is near zero for what depends on the carrier, however large, and large for what a trigger always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from worker.engine.probes.ranking import robust_z
+from worker.engine.probes.views import View
+
+PRINCIPAL = 24
+
+
+def shared_energy(effects: Tensor) -> Tensor:
+    """(M,K,...) effects -> (M,...) unbiased squared mean over the K views."""
+    count = effects.shape[1]
+    if count < 2:
+        return effects.square().mean(1)
+    return (effects.sum(1).square() - effects.square().sum(1)) / (count * (count - 1))
+
+
+def scores(effects: Tensor, views: Sequence[View]) -> dict[str, Tensor]:
+    """Robust z (M,) of three readings of the shared effect, the larger of the two positions.
+
+    agreed: its energy; placed: its energy in the place where it stands out most from the other candidates;
+    odd: its energy outside the directions in which most candidates move the model.
+    """
+    groups = [[n for n, view in enumerate(views) if view.position == p] for p in ("start", "end")]
+    found = [_scores(effects[:, group].float()) for group in groups if group]
+    return {name: torch.stack([score[name] for score in found]).amax(0) for name in found[0]}
+
+
+def _scores(effects: Tensor) -> dict[str, Tensor]:
+    energy = shared_energy(effects).sum(dim=2)  # (M, T, h, w)
+    placed = torch.stack([robust_z(place) for place in energy.flatten(1).T], dim=1).amax(1)
+    return {
+        "agreed": robust_z(energy.flatten(1).sum(1)),
+        "placed": robust_z(placed.clamp_min(1e-3).log()),
+        "odd": robust_z(shared_energy(_outside_principal(effects)).flatten(1).sum(1)),
+    }
+
+
+def _outside_principal(effects: Tensor) -> Tensor:
+    """Effects (M,K,T,C,h,w) without the principal directions of their means over the views."""
+    shape, flat = effects.shape, effects.flatten(2)
+    mean = flat.mean(1)
+    count = min(PRINCIPAL, len(mean) // 4)
+    basis = torch.linalg.svd(mean - mean.mean(0), full_matrices=False).Vh[:count]
+    return (flat - flat @ basis.T @ basis).view(shape)
