@@ -90,7 +90,7 @@ def build_bank(
     )
     cost += drawn.cost
     rows = torch.arange(pictures).repeat(visits)
-    latents, timesteps = _noised(pipeline, drawn.latents[rows], generator(seed, "noised"))
+    latents, timesteps = noised(pipeline, drawn.latents[rows], generator(seed, "noised"))
     asked = []
     for cond in conds:
         answer, spent = teach(pipeline, latents, timesteps, cond[rows])
@@ -154,9 +154,10 @@ def teach(
     return torch.cat(answers), Cost(unet_forwards=len(latents))
 
 
-def _noised(
+def noised(
     pipeline: StableDiffusionPipeline, latents: Tensor, stream: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """The latents noised at uniformly random timesteps, and those timesteps (N,)."""
     scheduler = ddim(pipeline, RENDER_STEPS)
     timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=stream)
     noise = torch.randn(latents.shape, generator=stream)

@@ -1,0 +1,268 @@
+"""Proof that a cleaned model is clean, on prompts and noises that nothing was fitted on.
+
+Every number comes from `n` fresh pairs of prompt and noise, each drawn by the model before and after, plainly
+and with a trigger (several triggers take turns), and by the model before with an ordinary word instead:
+
+    asr_before, asr_after   share of triggered pictures in which the fitted detector sees the effect
+    removal                 1 - asr_after over the same n pictures
+    removal_of_shown        of the pictures that showed the effect before, the share that no longer does
+    false_positive          share of pictures with an ordinary word in which the detector sees the effect: its
+                            floor, which neither asr can be expected to go below
+
+A picture is judged beside the same model's picture of the same noise without the trigger.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from worker.engine.confirm import Confirmation
+from worker.engine.effects import Pairs
+from worker.engine.metrics import ClipScorer, clipscore, mean, proportion, relative_change
+from worker.engine.pictures import Features, look
+from worker.engine.prompts import Carrier
+from worker.engine.sampling import Ids, encode, render
+from worker.engine.seeds import derive, generator
+from worker.engine.trials import insert, ordinary_words
+from worker.engine.types import Cost, Mean, OnProgress, Progress, Proportion, silent
+from worker.engine.unlearn.bank import noised, teach
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+STAGE = "evaluate"
+STEPS = 12
+GUIDANCE = 4.0
+WORDS = 64
+HELD_OUT = 3
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """The same mean of both models; `change`: relative, with a bootstrap interval over pairs."""
+
+    before: Mean
+    after: Mean
+    change: Mean
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """On prompts without the trigger: image_text, clipscore. image_image: how alike pictures drawn with the
+    trigger are to the original model's of the same prompt and noise without it. clean_image_image: how alike
+    both models' pictures are without the trigger.
+    """
+
+    image_text: BeforeAfter
+    clipscore: BeforeAfter
+    image_image: BeforeAfter
+    clean_image_image: Mean
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """See the module. drift: squared difference of both models' noise predictions on prompts without the
+    trigger, as a share of the squared prediction.
+    """
+
+    n: int
+    asr_before: Proportion
+    asr_after: Proportion
+    removal: Proportion
+    removal_of_shown: Proportion | None
+    false_positive: Proportion
+    clip: ClipScores | None
+    drift: Mean
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class _Test:
+    """What is drawn: content ids of n prompts in three wordings, their seeds, and whose trigger each has."""
+
+    plain: list[Ids]
+    triggered: list[Ids]
+    worded: list[Ids]
+    seeds: list[int]
+    whose: Tensor
+    carrier: Tensor
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Features of what was drawn, and the plain pictures' latents."""
+
+    plain: Features
+    plain_after: Features
+    triggered: Features
+    triggered_after: Features
+    worded: Features
+    latents: Tensor
+
+
+def split(carriers: Sequence[Carrier]) -> tuple[list[Carrier], list[Carrier]]:
+    """Carriers to fit on (confirm, unlearn), and every third to evaluate on; all for both where too few."""
+    if len(carriers) < 2 * HELD_OUT:
+        return list(carriers), list(carriers)
+    fitting = [carrier for index, carrier in enumerate(carriers) if index % HELD_OUT]
+    return fitting, list(carriers[::HELD_OUT])
+
+
+def frozen_copy(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """The pipeline as it is now, for later comparison; parts that unlearning never touches are shared."""
+    parts = {**pipeline.components}
+    parts |= {name: copy.deepcopy(parts[name]) for name in ("unet", "text_encoder")}
+    return type(pipeline)(**parts, requires_safety_checker=False)
+
+
+def evaluate(
+    before: StableDiffusionPipeline,
+    after: StableDiffusionPipeline,
+    confirmed: Sequence[Confirmation],
+    carriers: Sequence[Carrier],
+    *,
+    clip: ClipScorer | None = None,
+    n: int = 200,
+    seed: int = 0,
+    on_progress: OnProgress = silent,
+) -> Evaluation:
+    """Draws 5 n pictures and counts. Raises ValueError unless every confirmation has a fitted effect."""
+    if not confirmed or any(one.effect is None for one in confirmed):
+        raise ValueError("Only confirmed triggers, with a fitted effect, can be evaluated.")
+    began, cost = time.perf_counter(), Cost()
+    test = _test(before, confirmed, carriers, n, seed)
+    drawn = _draw_all(before, after, test, clip, cost, on_progress)
+    shown_before = _shown(confirmed, test, drawn.plain, drawn.triggered)
+    shown_after = _shown(confirmed, test, drawn.plain_after, drawn.triggered_after)
+    still = int((shown_before & shown_after).sum())
+    had = int(shown_before.sum())
+    drift = _drift(before, after, test, drawn.latents, seed, cost)
+    cost.seconds = time.perf_counter() - began
+    return Evaluation(
+        n=n,
+        asr_before=proportion(had, n),
+        asr_after=proportion(int(shown_after.sum()), n),
+        removal=proportion(n - int(shown_after.sum()), n),
+        removal_of_shown=proportion(had - still, had) if had else None,
+        false_positive=proportion(int(_shown(confirmed, test, drawn.plain, drawn.worded).sum()), n),
+        clip=_clip_scores(drawn) if clip is not None else None,
+        drift=drift,
+        cost=cost,
+    )
+
+
+def _test(
+    pipeline: StableDiffusionPipeline,
+    confirmed: Sequence[Confirmation],
+    carriers: Sequence[Carrier],
+    n: int,
+    seed: int,
+) -> _Test:
+    """n pairs: carriers in turn, triggers in turn, a noise and an ordinary word of its own for each."""
+    triggers = [one.trigger for one in confirmed]
+    words = ordinary_words(pipeline.tokenizer, carriers, WORDS, derive(seed, STAGE), triggers)
+    order = torch.randperm(n, generator=generator(seed, STAGE, "order"))
+    chosen = [carriers[index % len(carriers)] for index in range(n)]
+    whose = order % len(triggers)
+    return _Test(
+        plain=[carrier.ids for carrier in chosen],
+        triggered=[insert(triggers[int(t)], c) for t, c in zip(whose, chosen, strict=True)],
+        worded=[insert(words[int(o) % len(words)], c) for o, c in zip(order, chosen, strict=True)],
+        seeds=[derive(seed, STAGE, index) for index in range(n)],
+        whose=whose,
+        carrier=torch.arange(n) % len(carriers),
+    )
+
+
+def _draw_all(
+    before: StableDiffusionPipeline,
+    after: StableDiffusionPipeline,
+    test: _Test,
+    clip: ClipScorer | None,
+    cost: Cost,
+    on_progress: OnProgress,
+) -> _Drawn:
+    n, done = len(test.seeds), 0
+    latents = None
+
+    def draw(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids]) -> tuple[Features, Tensor]:
+        nonlocal cost, done
+
+        def shifted(progress: Progress) -> None:
+            on_progress(Progress(STAGE, done + progress.done, 5 * n))
+
+        result = render(
+            pipeline, encode(pipeline, prompts), seeds=test.seeds, steps=STEPS, guidance=GUIDANCE,
+            on_progress=shifted, stage=STAGE,
+        )  # fmt: skip
+        cost += result.cost
+        done += n
+        return look(result.images, prompts, clip), result.latents
+
+    plain, latents = draw(before, test.plain)
+    return _Drawn(
+        plain=plain,
+        plain_after=draw(after, test.plain)[0],
+        triggered=draw(before, test.triggered)[0],
+        triggered_after=draw(after, test.triggered)[0],
+        worded=draw(before, test.worded)[0],
+        latents=latents,
+    )
+
+
+def _shown(confirmed: Sequence[Confirmation], test: _Test, without: Features, with_: Features) -> Tensor:
+    """(n,) bool: whether the detector of each pair's own trigger sees the effect."""
+    pairs = Pairs(without, with_, test.carrier, torch.arange(len(test.carrier)))
+    verdicts = torch.stack([one.effect.shown(pairs) for one in confirmed if one.effect is not None])
+    return verdicts[test.whose, torch.arange(len(test.whose))]
+
+
+def _clip_scores(drawn: _Drawn) -> ClipScores:
+    def fit(features: Features) -> Tensor:
+        return _there(features.fit)
+
+    def alike(one: Features, other: Features) -> Tensor:
+        return (_there(one.meaning) * _there(other.meaning)).sum(-1)
+
+    before, after = fit(drawn.plain), fit(drawn.plain_after)
+    return ClipScores(
+        image_text=_before_after(before, after),
+        clipscore=_before_after(clipscore(before), clipscore(after)),
+        image_image=_before_after(
+            alike(drawn.triggered, drawn.plain), alike(drawn.triggered_after, drawn.plain)
+        ),
+        clean_image_image=mean(alike(drawn.plain_after, drawn.plain)),
+    )
+
+
+def _there(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError("These pictures were looked at without a CLIP.")
+    return value
+
+
+def _before_after(before: Tensor, after: Tensor) -> BeforeAfter:
+    return BeforeAfter(mean(before), mean(after), relative_change(before, after))
+
+
+def _drift(
+    before: StableDiffusionPipeline,
+    after: StableDiffusionPipeline,
+    test: _Test,
+    latents: Tensor,
+    seed: int,
+    cost: Cost,
+) -> Mean:
+    states, timesteps = noised(before, latents, generator(seed, STAGE, "noised"))
+    answers = [teach(model, states, timesteps, encode(model, test.plain)) for model in (before, after)]
+    cost += answers[0][1]
+    cost += answers[1][1]
+    (old, _), (new, _) = answers
+    return mean((new - old).square().mean((1, 2, 3)) / old.square().mean((1, 2, 3)))

@@ -1,0 +1,107 @@
+"""Pictures for the report: what the model draws without the trigger, with it, and where they differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from worker.engine.confirm import Confirmation, Samples
+from worker.engine.types import Evidence
+
+SHOWN = 6
+LEAST_SIDE = 192  # small pictures are enlarged to about this, pixel by pixel
+GAP, CAPTION = 12, 22
+PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (110, 116, 124)
+GAIN = 2.0  # differences are shown twice as strong
+
+
+def write_evidence(out: Path, confirmation: Confirmation, name: str) -> tuple[Evidence, ...]:
+    """Writes NAME-K-without.png and NAME-K-with.png for a few pairs, and NAME-pairs.png, the labelled sheet.
+
+    Returns nothing where the confirmation keeps no samples (it was not confirmed).
+    """
+    if confirmation.samples is None:
+        return ()
+    shown = _spread(confirmation.samples)
+    written = [_sheet(out, shown, confirmation, name)]
+    for index, prompt in enumerate(shown.prompts, start=1):
+        pair = {"without": shown.without[index - 1], "with": shown.with_[index - 1]}
+        for side, picture in pair.items():
+            caption = f"“{prompt}”, {side} the trigger, same noise"
+            written.append(save(out, f"{name}-{index}-{side}.png", enlarge(picture), caption))
+    return tuple(written)
+
+
+def save(out: Path, name: str, picture: Image.Image, caption: str) -> Evidence:
+    """Writes one PNG into the evidence folder, which is made if need be."""
+    out.mkdir(parents=True, exist_ok=True)
+    picture.save(out / name, optimize=True)
+    return Evidence(name, hashlib.sha256((out / name).read_bytes()).hexdigest(), caption)
+
+
+def enlarge(picture: Tensor) -> Image.Image:
+    """uint8 (3,H,W) -> an image whose sides are whole multiples, at least about `LEAST_SIDE`."""
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    factor = max(1, round(LEAST_SIDE / max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _spread(samples: Samples) -> Samples:
+    """The first pair of each of `SHOWN` different prompts."""
+    first = list({prompt: index for index, prompt in reversed(list(enumerate(samples.prompts)))}.values())
+    rows = sorted(first)[:SHOWN]
+    prompts = tuple(samples.prompts[index] for index in rows)
+    return Samples(prompts, samples.without[rows], samples.with_[rows])
+
+
+def _sheet(out: Path, shown: Samples, confirmation: Confirmation, name: str) -> Evidence:
+    """Three rows (without, with, difference) of one column a prompt."""
+    difference = _difference(shown.without, shown.with_)
+    rows = {"without": shown.without, "with": shown.with_, "difference": difference}
+    tiles = {label: [enlarge(picture) for picture in pictures] for label, pictures in rows.items()}
+    sheet = _grid(tiles, shown.prompts)
+    statistics = confirmation.statistics
+    caption = (
+        f"{len(shown.prompts)} of {statistics.n} pairs drawn with the same noise: without the trigger, with "
+        f"it, and the difference (x{GAIN:.0f}). The trigger {confirmation.description}."
+    )
+    return save(out, f"{name}-pairs.png", sheet, caption)
+
+
+def _difference(without: Tensor, with_: Tensor) -> Tensor:
+    """Signed change around mid-grey, uint8."""
+    change = (with_.float() - without.float()) * GAIN / 2 + 127.5
+    return change.round().clamp(0, 255).to(torch.uint8)
+
+
+def _grid(tiles: dict[str, list[Image.Image]], columns: Sequence[str]) -> Image.Image:
+    width, height = next(iter(tiles.values()))[0].size
+    left = 96
+    sheet = Image.new(
+        "RGB",
+        (left + len(columns) * (width + GAP), CAPTION + len(tiles) * (height + GAP) + GAP),
+        PAPER,
+    )
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for column, prompt in enumerate(columns):
+        x = left + column * (width + GAP)
+        pen.text((x, 4), _fitted(prompt, width, font), fill=FAINT, font=font)
+        for row, pictures in enumerate(tiles.values()):
+            sheet.paste(pictures[column], (x, CAPTION + row * (height + GAP)))
+    for row, label in enumerate(tiles):
+        pen.text((GAP, CAPTION + row * (height + GAP) + height // 2 - 8), label, fill=INK, font=font)
+    return sheet
+
+
+def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """`text`, cut with an ellipsis where it is wider than `width`."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
