@@ -28,10 +28,8 @@ log = structlog.get_logger("sauscan.api")
 
 def problem_response(request: Request, problem: Problem) -> JSONResponse:
     """The response that tells the client about `problem`."""
-    request_id = correlation_id.get()
-    headers = problem.headers | ({"X-Request-ID": request_id} if request_id else {})
-    document = problem.document(instance=request.url.path, request_id=request_id)
-    return JSONResponse(document, problem.status, headers=headers, media_type=MEDIA_TYPE)
+    document = problem.document(instance=request.url.path, request_id=correlation_id.get())
+    return JSONResponse(document, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
 def invalid_request(errors: list[Any]) -> InvalidRequest:
@@ -73,7 +71,10 @@ def _database(request: Request, error: Exception) -> JSONResponse:
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     """The log gets the exception, the client gets the request id."""
     log.error("unhandled exception", exc_info=error, path=request.url.path)
-    return problem_response(request, InternalError("The request id finds this case in the log."))
+    problem = InternalError("The request id finds this case in the log.")
+    # This handler runs outside of the middleware that adds the header to all other responses.
+    problem.headers["X-Request-ID"] = correlation_id.get() or ""
+    return problem_response(request, problem)
 
 
 def install(app: FastAPI) -> None:

@@ -1,27 +1,14 @@
-"""A database, its tenants, and shorthand for rows."""
+"""Shorthand for rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from service.db import submissions, tenants
+from service.db import submissions
 from service.db.session import Database
 from service.db.submissions import Submission
-
-
-@pytest.fixture
-def database(postgres_url: str) -> Iterator[Database]:
-    database = Database(postgres_url)
-    yield database
-    database.dispose()
-
-
-@pytest.fixture
-def tenant_id(database: Database) -> str:
-    with database.transaction() as session:
-        return tenants.ensure_tenant(session, "acme")
 
 
 @pytest.fixture
