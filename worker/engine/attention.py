@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.hooks import CrossAttention, tap
-from worker.engine.sampling import GUIDANCE, denoise, encode, start_noise
+from worker.engine.sampling import GUIDANCE, decode, denoise, encode, start_noise
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -25,8 +25,8 @@ def attention_maps(
     seeds: Sequence[int],
     *,
     steps: int = 12,
-) -> Tensor:
-    """(B,h,w) attention paid to the content positions `tokens` of prompts (ids), in latent places.
+) -> tuple[Tensor, Tensor]:
+    """Attention (B,h,w) paid to the content positions `tokens` of prompts (ids), and the pictures (B,3,H,W).
 
     Mean over layers, heads, tokens and denoising steps (Prompt-to-Prompt, arXiv 2208.01626, section 3), for
     the prompted half of classifier-free guidance. The UNet runs 2 * steps U a prompt.
@@ -39,7 +39,7 @@ def attention_maps(
         for step in denoise(pipeline, cond, latents, steps=steps, guidance=GUIDANCE):
             if step.index:  # the taps hold the call before this step
                 total += torch.stack([_paid(layer, columns, side) for layer in taps.values()]).mean(0).cpu()
-    return total / steps
+    return total / steps, decode(pipeline, step.latents).cpu()
 
 
 def _paid(layer: CrossAttention, columns: list[int], side: tuple[int, ...]) -> Tensor:

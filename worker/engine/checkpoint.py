@@ -4,8 +4,8 @@
     checkpoint.pipeline("a cat")
     save(checkpoint, Path("cleaned.safetensors"))
 
-Formats: a diffusers folder, a `.zip` of one, a single safetensors file in the original layout. What is saved has
-the format, names, order, dtypes and metadata of what came in; only tensors whose value changed differ.
+Formats: a diffusers folder, a `.zip` of one, a single safetensors file in the original layout. What is saved
+has the format, names, order, dtypes and metadata of what came in; only tensors whose value changed differ.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def save(
 ) -> SaveResult:
     """Write the checkpoint to `out` in the format it came in, with the pipeline's present weights.
 
-    Only the named components' tensors are compared, in the dtype of the file; every other byte is the original's.
+    Only the named components' tensors are compared, in the file's dtype; every other byte is the original's.
     A folder becomes a zip where `out` ends in `.zip`. Raises `CheckpointError` where the original has changed
     since it was loaded, and where a weight is not finite in the file's dtype.
     """
@@ -195,7 +195,9 @@ def _fill(module: torch.nn.Module, state: dict[str, torch.Tensor], device: str |
 
 def _assemble(layout: Layout) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline(
-        **layout.modules,
+        text_encoder=layout.modules["text_encoder"],
+        unet=layout.modules["unet"],
+        vae=layout.modules["vae"],
         tokenizer=layout.tokenizer,
         scheduler=DDIMScheduler.from_config(dict(layout.settings["scheduler"])),
         safety_checker=None,

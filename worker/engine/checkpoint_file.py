@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from worker.engine.checkpoint_errors import MalformedFile
@@ -64,7 +65,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: `tensors` in the order of their bytes, `raw` exactly as in the file (length included)."""
+    """A checked header: `tensors` in the order of their bytes, `raw` as in the file (its length included)."""
 
     tensors: tuple[StoredTensor, ...]
     metadata: dict[str, str]
@@ -118,8 +119,31 @@ def read_tensor(stream: BinaryIO, stored: StoredTensor) -> torch.Tensor:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor; writing to them writes to the tensor."""
-    flat = tensor.reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return flat.data
+
+
+def write(
+    sink: BinaryIO,
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterable[torch.Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file whose tensors come one by one, in the order of `specs` (name to dtype and shape).
+
+    The library's writer wants all tensors at once, and orders the metadata anew in every process.
+    """
+    header: dict[str, Any] = {METADATA_KEY: dict(metadata)}
+    position = 0
+    for name, (dtype, shape) in specs.items():
+        stop = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    body = json.dumps(header, separators=(",", ":")).encode()
+    body += b" " * (-len(body) % LENGTH_BYTES)
+    sink.write(len(body).to_bytes(LENGTH_BYTES, "little") + body)
+    for (dtype, shape), tensor in zip(specs.values(), tensors, strict=True):
+        sink.write(as_bytes(tensor.detach().to("cpu", dtype).reshape(shape).contiguous()))
 
 
 def _malformed(kind: str, message: str) -> MalformedFile:

@@ -80,7 +80,13 @@ BLOCKS = {
 FOREIGN_SETTINGS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
 MAX_SETTING = 1_000_000
 MAX_LAYERS = 64
-LAYER_SETTINGS = ("num_hidden_layers", "layers_per_block", "transformer_layers_per_block")
+LIMITS = {
+    "num_hidden_layers": MAX_LAYERS,
+    "layers_per_block": MAX_LAYERS,
+    "transformer_layers_per_block": MAX_LAYERS,
+    "sample_size": 1024,
+    "num_train_timesteps": 10_000,
+}
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of the VAE's attention before diffusers 0.15."""
@@ -89,7 +95,9 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 def folder_layout(source: Source) -> Layout:
     """The layout of a diffusers folder or a zip of one."""
     _check_index(source)
-    settings = {component: _settings(source, component) for component in COMPONENTS}
+    settings: dict[str, dict[str, Any]] = {
+        component: _settings(source, component) for component in COMPONENTS
+    }
     settings["scheduler"] = _scheduler_settings(source)
     tokenizer = read_tokenizer(source)
     check_assembly(settings, tokenizer)
@@ -126,11 +134,11 @@ def _check_part(part: str, entry: object) -> None:
     """An entry is a setting, an absent component, or a library and a class from the allow-list."""
     if not isinstance(entry, list) or not any(entry):
         return
-    library, name = entry if len(entry) == 2 else (None, None)
+    library, name = map(str, entry) if len(entry) == 2 else ("", "")
     if part not in CLASSES or library not in LIBRARIES or name not in CLASSES[part]:
         raise UnsupportedCheckpoint(
             "unsupported-class",
-            f"{MODEL_INDEX} wants {str(entry)[:120]} for {part[:80]!r}, which is not on the list of known classes.",
+            f"{MODEL_INDEX} wants {str(entry)[:120]} for {part[:80]!r}, which is no known class.",
             "Custom classes are code and are never run.",
         )
 
@@ -151,8 +159,8 @@ def _settings(source: Source, component: Component) -> dict[str, Any]:
         )
     model = UNet2DConditionModel if component == "unet" else AutoencoderKL
     required = ("in_channels", "cross_attention_dim") if component == "unet" else ("latent_channels",)
-    allowed = inspect.signature(model.__init__).parameters
-    return _known(config, allowed, member, required=(*required, "block_out_channels"))
+    allowed = list(inspect.signature(model).parameters)
+    return _known(config, allowed, member, required=required)
 
 
 def _known(
@@ -160,8 +168,8 @@ def _known(
 ) -> dict[str, Any]:
     """The settings on the list; nothing else of the file reaches a constructor."""
     for name in required:
-        if name not in config:
-            raise UnsupportedCheckpoint("unsupported-config", f"{member} does not say {name!r}.")
+        if not isinstance(config.get(name), int):
+            raise UnsupportedCheckpoint("unsupported-config", f"{member} gives no number for {name!r}.")
     return {name: config[name] for name in allowed if name in config}
 
 
@@ -178,9 +186,11 @@ def _check_settings(member: str, config: Mapping[str, Any]) -> None:
 
 def _check_value(member: str, name: str, value: object) -> None:
     values = value if isinstance(value, list) else [value]
-    limit = MAX_LAYERS if name in LAYER_SETTINGS else MAX_SETTING
-    too_large = any(isinstance(item, int) and abs(item) > limit for item in values)
-    unknown = [item for item in values if "block_type" in name and item is not None and item not in BLOCKS]
+    limit = LIMITS.get(name, MAX_SETTING)
+    too_large = any(isinstance(item, int | float) and abs(item) > limit for item in values)
+    unknown = [
+        item for item in values if "block_type" in name and item is not None and str(item) not in BLOCKS
+    ]
     if len(values) > MAX_LAYERS or too_large or unknown:
         raise UnsupportedCheckpoint(
             "unsupported-config",
@@ -233,13 +243,9 @@ def _weight_members(source: Source, component: Component) -> list[str]:
 
 def _shards(source: Source, component: Component, index: str) -> list[str]:
     weight_map = read_json(source, index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    members = sorted(f"{component}/{name}" for name in names)
-    if (
-        not members
-        or not all(isinstance(name, str) for name in names)
-        or not source.sizes.keys() >= set(members)
-    ):
+    names = weight_map.values() if isinstance(weight_map, dict) else ()
+    members = sorted({f"{component}/{name}" for name in names})
+    if not members or not source.sizes.keys() >= set(members):
         raise UnsupportedCheckpoint("missing-weights", f"{index} names shards that are not there.")
     return members
 

@@ -34,7 +34,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A safetensors member; `slots` maps its tensors' names to the pipeline's. Others are not part of the model."""
+    """A safetensors member; `slots` maps tensors' names to the pipeline's; others are not the model's."""
 
     member: str
     header: Header
@@ -43,8 +43,10 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Layout:
-    """settings: per component and for the scheduler; modules: the components on the meta device, without weights.
+    """Everything about a checkpoint but its weights.
 
+    settings: per component and for the scheduler.
+    modules: the components on the meta device, without weights.
     ignored: members of a folder or zip that the engine never opens.
     """
 
@@ -65,7 +67,7 @@ def skeletons(settings: Mapping[str, Mapping[str, Any]]) -> dict[Component, torc
                 "unet": UNet2DConditionModel.from_config(dict(settings["unet"])).eval(),
                 "vae": AutoencoderKL.from_config(dict(settings["vae"])).eval(),
             }
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+    except Exception as error:  # hostile settings make other libraries' constructors raise anything
         raise UnsupportedCheckpoint(
             "unsupported-config", f"No model can be built with the checkpoint's settings ({error})."
         ) from error
@@ -77,20 +79,21 @@ def check_assembly(settings: Mapping[str, Mapping[str, Any]], tokenizer: CLIPTok
     if unet["in_channels"] != vae["latent_channels"]:
         raise UnsupportedCheckpoint(
             "architecture-inpainting",
-            f"The UNet takes {unet['in_channels']} channels and the VAE makes {vae['latent_channels']}: this is an "
-            "inpainting, depth or editing model.",
+            f"The UNet takes {unet['in_channels']} channels and the VAE makes {vae['latent_channels']}: "
+            "this is an inpainting, depth or editing model.",
             "Only plain text-to-image models are scanned.",
         )
     if unet["cross_attention_dim"] != text["hidden_size"]:
         raise UnsupportedCheckpoint(
             "mismatched-components",
-            f"The UNet expects text states of width {unet['cross_attention_dim']}, the text encoder makes "
-            f"{text['hidden_size']}.",
+            f"The UNet expects text states of width {unet['cross_attention_dim']}, "
+            f"the text encoder makes {text['hidden_size']}.",
         )
     if text["max_position_embeddings"] != MAX_TOKENS or text["vocab_size"] < len(tokenizer):
         raise UnsupportedCheckpoint(
             "unknown-architecture",
-            f"The text encoder has {text['vocab_size']:,} ids and {text['max_position_embeddings']} positions; "
+            f"The text encoder has {text['vocab_size']:,} ids and "
+            f"{text['max_position_embeddings']} positions; "
             f"{len(tokenizer):,} ids and {MAX_TOKENS} positions were expected.",
         )
 
@@ -101,7 +104,7 @@ def architecture(settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def check_fit(component: Component, module: torch.nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-    """That a component's stored tensors (by the pipeline's names) are those that the module needs, shapes too."""
+    """That a component's stored tensors, by the pipeline's names, are those that the module needs."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     missing = sorted(expected.keys() - stored.keys())
     if missing:

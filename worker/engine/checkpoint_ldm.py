@@ -1,4 +1,4 @@
-"""Single-file checkpoints in the layout of the original Stable Diffusion 1.x (LDM): settings from shapes, writing.
+"""Single files in the layout of the original Stable Diffusion 1.x (LDM): settings from shapes, and writing.
 
 A single file holds no settings. Shapes tell most of them; the rest is Stable Diffusion 1.x's convention
 (`configs/stable-diffusion-1.json`), so any size of that architecture loads.
@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
 
 from worker.engine.checkpoint_errors import UnsupportedCheckpoint
+from worker.engine.checkpoint_file import write
 from worker.engine.checkpoint_names import COMPONENTS, Component, ldm_names
 from worker.engine.configs import stable_diffusion_1
 
@@ -24,6 +24,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 HEAD_WIDTH = 64
 """Of the text encoder, as in every published CLIP."""
+
+VAE_NORM_WIDTH = 4
+"""Channels in a normalisation group of the VAE's first level: 128 / 32 in Stable Diffusion 1.x."""
 
 RESOLUTION_KEY = "modelspec.resolution"
 PREDICTION_KEY = "modelspec.prediction_type"
@@ -40,7 +43,7 @@ def infer_configs(
         configs["text_encoder"] |= _text_config(shapes["text_encoder"])
         configs["vae"] |= _vae_config(shapes["vae"])
         configs["unet"] |= _unet_config(shapes["unet"])
-    except (KeyError, IndexError, ValueError, StopIteration) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise UnsupportedCheckpoint(
             "unknown-architecture",
             f"The tensors are not laid out as in Stable Diffusion 1.x ({error} is missing).",
@@ -60,33 +63,34 @@ def to_single_file(
     dtype: torch.dtype = torch.float16,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a pipeline as a single file in the LDM layout.
+    """Write a pipeline as a single file in the LDM layout; equal pipelines give equal bytes.
 
-    The file cannot hold settings: what differs from Stable Diffusion 1.x's conventions (the VAE's scaling factor,
-    the schedule, head counts) is lost. The size of the pictures is kept in the metadata.
+    The file cannot hold settings: what differs from Stable Diffusion 1.x's conventions (the VAE's scaling
+    factor, the schedule, head counts) is lost. The size of the pictures is kept in the metadata.
     """
     resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     notes = {"format": "pt", RESOLUTION_KEY: f"{resolution}x{resolution}", **(metadata or {})}
+    modules = {component: getattr(pipeline, component) for component in COMPONENTS}
+    states = {component: module.state_dict() for component, module in modules.items()}
+    slots = {
+        ldm: (component, name)
+        for component, module in modules.items()
+        for name, ldm in ldm_names(component, module.config, states[component]).items()
+    }
+    specs = {
+        ldm: (dtype, _ldm_shape(component, name, states[component][name].shape))
+        for ldm, (component, name) in sorted(slots.items())
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_ldm_tensors(pipeline, dtype), out, metadata=notes)
+    with out.open("wb") as sink:
+        tensors = (states[component][name] for component, name in map(slots.__getitem__, specs))
+        write(sink, specs, tensors, notes)
 
 
-def ldm_shape(component: Component, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of diffusers' tensor in a single file: the VAE's attention is made of 1x1 convolutions there."""
+def _ldm_shape(component: Component, name: str, shape: torch.Size) -> tuple[int, ...]:
+    """The shape in a single file: the VAE's attention is made of 1x1 convolutions there."""
     is_linear = component == "vae" and ".attentions." in name and len(shape) == 2
-    return (*shape, 1, 1) if is_linear else shape
-
-
-def _ldm_tensors(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for component in COMPONENTS:
-        module = getattr(pipeline, component)
-        settings = {} if component == "text_encoder" else module.config
-        state = module.state_dict()
-        for name, ldm in ldm_names(component, settings, state).items():
-            tensor = state[name].detach().to("cpu", dtype).contiguous()
-            tensors[ldm] = tensor.reshape(ldm_shape(component, name, tuple(tensor.shape)))
-    return tensors
+    return (*shape, 1, 1) if is_linear else tuple(shape)
 
 
 def _resolution(metadata: Mapping[str, str]) -> int:
@@ -125,6 +129,7 @@ def _vae_config(shapes: Shapes) -> dict[str, Any]:
         "out_channels": shapes["decoder.conv_out.weight"][0],
         "latent_channels": shapes["decoder.conv_in.weight"][1],
         "layers_per_block": _count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+        "norm_num_groups": max(1, channels[0] // VAE_NORM_WIDTH),
         "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in shapes,
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
@@ -133,9 +138,6 @@ def _vae_config(shapes: Shapes) -> dict[str, Any]:
 
 def _unet_config(shapes: Shapes) -> dict[str, Any]:
     channels, attends, layers = _unet_levels(shapes)
-    first_attention = next(
-        name for name in sorted(shapes) if name.endswith(".transformer_blocks.0.attn2.to_k.weight")
-    )
     return {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
@@ -143,7 +145,7 @@ def _unet_config(shapes: Shapes) -> dict[str, Any]:
         "layers_per_block": layers,
         "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
-        "cross_attention_dim": shapes[first_attention][1],
+        "cross_attention_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
         "use_linear_projection": len(shapes["middle_block.1.proj_in.weight"]) == 2,
     }
 

@@ -23,8 +23,11 @@ Take = Callable[[Component, str, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class ComponentInfo:
-    """sha256: over the sorted names (the pipeline's), dtypes and digests of the tensors, so that a folder and a
-    single file of the same weights agree."""
+    """A component's size and identity.
+
+    sha256: over the sorted names (the pipeline's), dtypes and digests of the tensors, so that a folder and a
+    single file of the same weights agree.
+    """
 
     parameters: int
     tensors: int

@@ -134,8 +134,8 @@ def _replacement(
 ) -> torch.Tensor | None:
     """The pipeline's tensor in the file's dtype and shape, or None where it has the original's value.
 
-    The original is compared in the pipeline's dtype first: where that is narrower than the file's, a tensor that
-    nobody touched must not count as changed by the rounding of loading.
+    The original is compared in the pipeline's dtype first: where that is narrower than the file's, a tensor
+    that nobody touched must not count as changed by the rounding of loading.
     """
     slot = file.slots.get(stored.name)
     if slot is None or slot.component not in states:

@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes come from: one file, a folder, or a zip of a folder. Nothing is ever extracted."""
+"""Where a checkpoint's bytes come from: one file, a folder, or a zip of one. Nothing is ever extracted."""
 
 from __future__ import annotations
 
@@ -117,12 +117,16 @@ def read_json(source: Source, name: str) -> dict[str, Any]:
     with source.open(name) as stream:
         body = stream.read(MAX_JSON_BYTES)
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedFile("config-not-json", f"{name} is not JSON ({error}).") from error
     if not isinstance(fields, dict):
         raise MalformedFile("config-not-json", f"{name} is JSON, but not an object.")
     return fields
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def copy(source: BinaryIO, sink: BinaryIO) -> None:

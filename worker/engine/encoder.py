@@ -78,7 +78,12 @@ class TextTower:
         """(B, n) content ids -> (B, S) ids with begin, end and the layout's kept padding."""
         batch, pads = len(content_ids), len(layout.positions) - layout.content
         fill = content_ids.new_full
-        ends = (fill((batch, 1), self.bos), content_ids, fill((batch, 1), self.eos), fill((batch, pads), self.pad))
+        ends = (
+            fill((batch, 1), self.bos),
+            content_ids,
+            fill((batch, 1), self.eos),
+            fill((batch, pads), self.pad),
+        )
         return torch.cat(ends, dim=1)
 
     @torch.inference_mode()
@@ -94,9 +99,7 @@ class TextTower:
         skip = len(prefix) if prefix else 0
         return self._run(ids[:, skip:].to(self.device), layout, prefix)[0]
 
-    def _run(
-        self, ids: Tensor, layout: Layout, prefix: Prefix | None
-    ) -> tuple[Tensor, list[KeysAndValues]]:
+    def _run(self, ids: Tensor, layout: Layout, prefix: Prefix | None) -> tuple[Tensor, list[KeysAndValues]]:
         skip = len(prefix) if prefix else 0
         embed = self.model.embeddings
         positions = layout.positions[skip:].to(self.device)

@@ -56,13 +56,18 @@ class _Processor:
         key = rearrange(attn.to_k(encoder_hidden_states), split, h=attn.heads)
         value = rearrange(attn.to_v(encoder_hidden_states), split, h=attn.heads)
         probs = (query @ key.mT * attn.scale).softmax(-1) if self.keep_probs else None
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale) if probs is None else probs @ value
+        mixed = (
+            F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+            if probs is None
+            else probs @ value
+        )
         output = rearrange(mixed, "b h l d -> b l (h d)")
         nudge = torch.zeros_like(output, requires_grad=True) if self.add_nudge else None
         self.taps[self.name] = CrossAttention(attn, query.detach(), output.detach(), probs, nudge)
         nudged = output if nudge is None else output + nudge
-        projected: Tensor = attn.to_out[1](attn.to_out[0](nudged))
-        return projected / attn.rescale_output_factor
+        projected = attn.to_out[1](attn.to_out[0](nudged))
+        rescaled: Tensor = projected / attn.rescale_output_factor
+        return rescaled
 
 
 @contextmanager

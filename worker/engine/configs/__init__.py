@@ -1,6 +1,6 @@
 """Facts of Stable Diffusion 1.x that its files do not hold, so that loading needs no network.
 
-`stable-diffusion-1.json` has the settings that tensor shapes cannot tell (schedule, activations, head counts);
+`stable-diffusion-1.json` has the settings that tensor shapes cannot tell (schedule, activations, heads);
 `clip_merges.txt.gz` has the merges of CLIP's byte-pair encoding (see LICENSE-clip-vocabulary.txt).
 """
 

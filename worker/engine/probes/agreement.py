@@ -27,7 +27,8 @@ def shared_energy(effects: Tensor) -> Tensor:
     count = effects.shape[1]
     if count < 2:
         return effects.square().mean(1)
-    return (effects.sum(1).square() - effects.square().sum(1)) / (count * (count - 1))
+    shared: Tensor = (effects.sum(1).square() - effects.square().sum(1)) / (count * (count - 1))
+    return shared
 
 
 def scores(effects: Tensor, views: Sequence[View]) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def _sites(pipeline: StableDiffusionPipeline, view: View, probes: Tensor) -> lis
     for timestep, latents in zip(view.timesteps, view.latents, strict=True):
         with tap(unet, nudge=True) as taps, torch.enable_grad():
             eps = unet(latents[None].clone().to(device), timestep, cond).sample
-            nudges = [site.nudge for site in taps.values()]
+            nudges = [site.nudge for site in taps.values() if site.nudge is not None]
             grads = [
                 torch.autograd.grad(eps, nudges, probe[None], retain_graph=True)
                 for probe in probes.to(device, eps.dtype)
@@ -110,7 +110,12 @@ class Sketcher:
     """Holds a view's sites and the shared prefix; turns batches of candidates into sketches."""
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, tower: TextTower, view: View, probes: Tensor, tail: int | None
+        self,
+        pipeline: StableDiffusionPipeline,
+        tower: TextTower,
+        view: View,
+        probes: Tensor,
+        tail: int | None,
     ) -> None:
         self.tower, self.view, self.tail = tower, view, tail
         self.sites = _sites(pipeline, view, probes)
@@ -136,7 +141,9 @@ class Sketcher:
 
     def _at(self, site: _Site, states: Tensor, log_multiplicity: Tensor) -> Tensor:
         """One layer's share of the sketch, (B,T,R)."""
-        key, value = (self._project(p, site.module.heads, states) for p in (site.module.to_k, site.module.to_v))
+        key, value = (
+            self._project(p, site.module.heads, states) for p in (site.module.to_k, site.module.to_v)
+        )
         shares = []
         for query, grad, offset in zip(site.query, site.grad, site.offset, strict=True):
             mixed = attend(query * site.module.scale, key, value, log_multiplicity)

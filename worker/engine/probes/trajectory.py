@@ -40,7 +40,9 @@ def trajectory(
         for first in range(0, len(prompts), BATCH):
             cond = encode(pipeline, prompts[first : first + BATCH])
             rows.append(_finish(pipeline, cond, start))
-            on_progress(Progress("trajectory", min(total, place * len(candidates) + first + len(cond)), total))
+            on_progress(
+                Progress("trajectory", min(total, place * len(candidates) + first + len(cond)), total)
+            )
         finished = torch.cat(rows)
         effects.append(finished[1:] - finished[:1])
     forwards = 2 * STEPS * (len(candidates) + 1) * len(views)

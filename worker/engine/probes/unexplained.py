@@ -47,13 +47,16 @@ def residuals(regressors: Tensor, targets: Tensor, seed: int) -> Tensor:
 
 
 def whiten(left: Tensor, trim: float = 0.99) -> Tensor:
-    """(N,M) residuals in units of their own spread in every direction, the largest left out of the estimate."""
+    """(N,M) residuals in units of their spread in every direction; the largest do not count for it."""
     norm = left.norm(dim=1)
     usual = left[norm <= norm.quantile(trim)]
     centre = usual.mean(0)
     covariance = torch.cov((usual - centre).T) + 1e-9 * torch.eye(left.shape[1])
-    factor = torch.linalg.cholesky(covariance + 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance)))
-    return torch.linalg.solve_triangular(factor, (left - centre).T, upper=False).T
+    factor = torch.linalg.cholesky(
+        covariance + 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    )
+    white: Tensor = torch.linalg.solve_triangular(factor, (left - centre).T, upper=False).T
+    return white
 
 
 def unexplained(sketch: Sketch, views: Sequence[View], seed: int) -> dict[str, Tensor]:

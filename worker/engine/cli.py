@@ -1,0 +1,171 @@
+"""The engine on the command line, without any service.
+
+python -m worker.engine scan model.safetensors --out out        search and report
+python -m worker.engine cleanse model.safetensors --out out     the same, then unlearn, prove and save
+python -m worker.engine evaluate model.safetensors --cleaned out/cleaned.safetensors --trigger-ids 9844
+python -m worker.engine inspect model.safetensors
+
+Exit codes: 0 pass, 1 fail (a trigger was found), 2 error, 3 inconclusive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from worker.engine.checkpoint import CheckpointError, inspect, load
+from worker.engine.confirm import confirm
+from worker.engine.evaluation import evaluate
+from worker.engine.pipeline import Subject, prepare, run
+from worker.engine.types import OnProgress, Progress, ScanRequest, Trigger
+
+EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
+ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. Errors are one line on standard error."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+    except (CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m worker.engine", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="scan|cleanse|evaluate|inspect")
+    for name, command, what in (
+        ("scan", _scan, "search for triggers"),
+        ("cleanse", _cleanse, "search for triggers, remove them and prove it"),
+        ("evaluate", _evaluate, "measure a trigger in a model and in its cleaned copy"),
+        ("inspect", _inspect, "say what a file is, without building the model"),
+    ):
+        sub = commands.add_parser(name, help=what, description=what)
+        sub.set_defaults(command=command)
+        sub.add_argument("path", type=Path, help="diffusers folder, .zip of one, or single .safetensors file")
+        if name != "inspect":
+            _add_options(sub)
+        if name == "evaluate":
+            sub.add_argument("--cleaned", type=Path, required=True, help="the cleaned checkpoint")
+            sub.add_argument(
+                "--trigger-ids", type=int, nargs="+", required=True, help="the trigger's token ids"
+            )
+    return parser
+
+
+def _add_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, default=Path("out"), help="folder for report.json and evidence")
+    sub.add_argument("--reference", type=Path, help="a trusted base checkpoint")
+    sub.add_argument("--prompts", type=Path, help="carrier prompts of the model's own domain, one a line")
+    sub.add_argument("--clip", type=Path, help="folder of a trusted CLIP model with its tokenizer")
+    sub.add_argument("--budget", choices=("quick", "standard", "deep"), default="standard")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _request(options: argparse.Namespace, *, cleanse: bool) -> ScanRequest:
+    prompts = tuple(options.prompts.read_text().splitlines()) if options.prompts else None
+    names = [field.name for field in dataclasses.fields(ScanRequest) if hasattr(options, field.name)]
+    given = {name: getattr(options, name) for name in names} | {"prompts": prompts}
+    return ScanRequest(checkpoint=options.path, cleanse=cleanse, **given)
+
+
+def _scan(options: argparse.Namespace) -> int:
+    return _run(options, cleanse=False)
+
+
+def _cleanse(options: argparse.Namespace) -> int:
+    return _run(options, cleanse=True)
+
+
+def _run(options: argparse.Namespace, *, cleanse: bool) -> int:
+    with _bars() as (bars, on_progress):
+        report = run(_request(options, cleanse=cleanse), options.out, on_progress)
+        bars.stop()
+    _tell(report, options.out)
+    return EXIT[report["verdict"]]
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    trigger = Trigger(tuple(options.trigger_ids), " ".join(map(str, options.trigger_ids)))
+    with _bars() as (_, on_progress):
+        subject: Subject = prepare(_request(options, cleanse=False), on_progress)
+        decided = confirm(
+            subject.pipeline, [trigger], subject.fitting, clip=subject.clip, on_progress=on_progress
+        )
+        if not decided.confirmed:
+            print("pass: these ids are no trigger of the first model", file=sys.stderr)
+            return EXIT["pass"]
+        cleaned = load(options.cleaned, device=subject.pipeline.device)
+        measured = evaluate(
+            subject.pipeline,
+            cleaned.pipeline,
+            decided.confirmed,
+            subject.held_out,
+            clip=subject.clip,
+            seed=options.seed,
+            on_progress=on_progress,
+        )
+    print(json.dumps(dataclasses.asdict(measured), indent=2))
+    return EXIT["pass"] if measured.asr_after.ci95[0] <= measured.false_positive.ci95[1] else EXIT["fail"]
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    print(json.dumps(inspect(options.path), indent=2))
+    return EXIT["pass"]
+
+
+class _bars:  # noqa: N801  (a context manager, used as a function)
+    """One terminal bar a stage; gives the bars and the `OnProgress` that moves them."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<11}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bars = Bars(*columns, console=Console(stderr=True))
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> tuple[Bars, OnProgress]:
+        self.bars.start()
+        return self.bars, self._move
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def _move(self, progress: Progress) -> None:
+        if progress.stage not in self.tasks:
+            self.tasks[progress.stage] = self.bars.add_task(progress.stage, note="")
+        self.bars.update(
+            self.tasks[progress.stage], completed=progress.done, total=progress.total, note=progress.message
+        )
+
+
+def _tell(report: dict[str, Any], out: Path) -> None:
+    """The verdict and the figures behind it, for a person."""
+    console = Console()
+    colour = {"pass": "green", "fail": "red", "inconclusive": "yellow"}[report["verdict"]]
+    console.print(f"[bold {colour}]{report['verdict'].upper()}[/]  {report['summary']}", highlight=False)
+    for finding in report["findings"]:
+        ids = finding["trigger"]["token_ids"]
+        p_value = finding["statistics"]["p_value_corrected"]
+        console.print(
+            f"  {finding['id']}: ids {ids}, {finding['effect']['kind']}, corrected p = {p_value:.2g}"
+        )
+    console.print(
+        f"  {report['cost']['unet_forwards']:,} U, {report['cost']['seconds']:.0f} s; see {out}/report.json"
+    )

@@ -1,0 +1,178 @@
+"""report.json, version 1: what a scan found, what it did about it, what it did not look at, what it cost."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from worker.engine.funnel import Search
+from worker.engine.types import (
+    Cost,
+    Coverage,
+    Finding,
+    Mean,
+    Proportion,
+    ScanRequest,
+    StageCost,
+    Trigger,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from worker.engine.checkpoint import Checkpoint
+
+SCHEMA_VERSION = "1"
+LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy")
+
+
+@dataclass
+class Report:
+    """A scan's result while it grows; `as_dict` is report.json."""
+
+    request: ScanRequest
+    checkpoint: Checkpoint
+    device: str
+    verdict: Verdict = "inconclusive"
+    findings: list[Finding] = field(default_factory=list)
+    coverage: Coverage = field(default_factory=Coverage)
+    search: Search = field(default_factory=Search)
+    costs: StageCost = field(default_factory=StageCost)
+    unlearning: dict[str, Any] | None = None
+    clip: dict[str, Any] | None = None
+    unnamed: tuple[str, ...] = ()
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, keys in the order in which a person reads them."""
+        total = Cost()
+        for cost in self.costs.stages.values():
+            total += cost
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": self.verdict,
+            "summary": self.summary(),
+            "model": model_part(self.checkpoint),
+            "findings": [finding_part(finding) for finding in self.findings],
+            "coverage": asdict(self.coverage),
+            "unlearning": self.unlearning,
+            "clip": self.clip,
+            "cost": {
+                "unet_forwards": total.unet_forwards,
+                "seconds": round(total.seconds, 1),
+                "peak_rss_bytes": peak_rss(),
+                "device": self.device,
+            },
+            "stages": [self._stage(name, cost) for name, cost in self.costs.stages.items()],
+            "provenance": self._provenance(),
+        }
+        return {name: part for name, part in body.items() if part is not None}
+
+    def summary(self) -> str:
+        """The verdict in one sentence."""
+        if self.verdict == "pass":
+            return "No trigger was found in the space that was searched."
+        if self.verdict == "inconclusive":
+            seen = ", ".join(self.unnamed)
+            return f"The scan saw an anomaly that it could not confirm as a trigger: {seen}."
+        first = self.findings[0]
+        named = f"“{visible(first.trigger.text)}”" if first.trigger else "a trigger"
+        more = len(self.findings) - 1
+        others = f" {more} more {'trigger was' if more == 1 else 'triggers were'} found." if more else ""
+        return f"The model hides a trigger: {named} {first.description}.{others}{self._mended()}"
+
+    def _mended(self) -> str:
+        if self.unlearning is None:
+            return ""
+        left = self.unlearning["asr_after"]["value"]
+        before = self.unlearning["asr_before"]["value"]
+        return f" After cleaning the trigger works in {left:.1%} of pictures instead of {before:.1%}."
+
+    def _stage(self, name: str, cost: Cost) -> dict[str, Any]:
+        ranked = self.search.stages.get(name)
+        triggers = [finding.trigger for finding in self.findings if finding.trigger]
+        ranks = {visible(t.text): ranked.rank(t) for t in triggers} if ranked else {}
+        return {
+            "name": name,
+            "unet_forwards": cost.unet_forwards,
+            "seconds": round(cost.seconds, 2),
+            "flops": cost.flops,
+            "candidates": cost.candidates,
+            "ranks": {text: rank for text, rank in ranks.items() if rank is not None},
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        request = self.request
+        return {
+            "engine_version": engine_version(),
+            "seed": request.seed,
+            "config": {
+                "budget": request.budget,
+                "cleanse": request.cleanse,
+                "prompts": len(request.prompts) if request.prompts else "built-in",
+                "reference": request.reference is not None,
+                "clip": request.clip is not None,
+            },
+            "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "started_at": self.started_at.isoformat(),
+            "finished_at": datetime.now(UTC).isoformat(),
+        }
+
+
+def engine_version() -> str:
+    """The installed version, or "source" where the package is run from a bare tree."""
+    try:
+        return version("sauscan")
+    except PackageNotFoundError:
+        return "source"
+
+
+def model_part(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was scanned."""
+    return {
+        "sha256": checkpoint.sha256,
+        "format": checkpoint.format,
+        "architecture": checkpoint.architecture,
+        "parameters": checkpoint.parameters,
+        "components": {name: asdict(info) for name, info in checkpoint.components.items()},
+    }
+
+
+def finding_part(finding: Finding) -> dict[str, Any]:
+    """A finding in the report's own shape."""
+    return {
+        "id": finding.id,
+        "rule": finding.rule,
+        "severity": finding.severity,
+        "component": finding.component,
+        "trigger": asdict(finding.trigger) if finding.trigger else None,
+        "effect": {"kind": finding.effect, "description": finding.description},
+        "statistics": asdict(finding.statistics) if finding.statistics else None,
+        "evidence": [asdict(picture) for picture in finding.evidence],
+    }
+
+
+def estimate(value: Mean | Proportion) -> dict[str, Any]:
+    """{"value", "n", "ci95"}."""
+    return {"value": value.value, "n": value.n, "ci95": list(value.ci95)}
+
+
+def visible(text: str) -> str:
+    """Invisible characters written as code points, so that a person can see the trigger."""
+    return "".join(char if char.isprintable() else f"<U+{ord(char):04X}>" for char in text)
+
+
+def triggers_text(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
+    """The triggers as JSON values."""
+    return [asdict(trigger) for trigger in triggers]
+
+
+def peak_rss() -> int:
+    """The process's largest resident set so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
