@@ -38,7 +38,8 @@ class Limits:
 class Job:
     """One run of the engine. request: the fields of `ScanRequest`, paths as text.
 
-    engine: "module:function", called with (ScanRequest, out, on_progress); its files go to scratch/out.
+    engine: "module:function", called with (request, out, on_progress); its files go to scratch/out. The
+    module's `ScanRequest` is the type of the request.
     parent: the process that watches; the job dies with it.
     """
 
@@ -95,24 +96,19 @@ def _run(job: Job, send: Send) -> tuple[str, Any]:
 
     job.out.mkdir()
     try:
-        _engine(job.engine)(_request(job.request), job.out, on_progress)
+        module, _, function = job.engine.partition(":")
+        engine = import_module(module)
+        getattr(engine, function)(_request(engine.ScanRequest, job.request), job.out, on_progress)
     except Exception as error:
         traceback.print_exc()
         return _final(error)
     return "finished", True
 
 
-def _engine(name: str) -> Callable[[ScanRequest, Path, Callable[[Progress], None]], Any]:
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)  # type: ignore[no-any-return]
-
-
-def _request(fields: dict[str, Any]) -> ScanRequest:
-    from worker.engine.types import ScanRequest  # after confinement: engine code is the job's own
-
+def _request(kind: Callable[..., ScanRequest], fields: dict[str, Any]) -> ScanRequest:
     paths = {name: Path(fields[name]) for name in _PATHS if fields.get(name)}
     prompts = fields.get("prompts")
-    return ScanRequest(**{**fields, **paths, "prompts": tuple(prompts) if prompts else None})
+    return kind(**{**fields, **paths, "prompts": tuple(prompts) if prompts else None})
 
 
 def _final(error: Exception) -> tuple[str, Any]:

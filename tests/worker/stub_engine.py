@@ -1,7 +1,8 @@
 """An engine of fixed cost for tests of everything around the engine.
 
 It reads what to do from the metadata of the submitted safetensors file (see `stub_checkpoint`), so the same
-file travels through intake, queue and sandbox as a real checkpoint would.
+file travels through intake, queue and sandbox as a real checkpoint would. Its types stand in for those of
+`worker.engine.types`, whose package takes seconds to import.
 """
 
 from __future__ import annotations
@@ -13,12 +14,35 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.engine.types import OnProgress, Progress, ScanRequest, silent
-
 TICK_SECONDS = 0.05
+_PARTS = ("cond_stage_model", "first_stage_model", "model.diffusion_model")
+
+
+@dataclass(frozen=True)
+class ScanRequest:
+    checkpoint: Path
+    prompts: tuple[str, ...] | None = None
+    clip: Path | None = None
+    budget: str = "standard"
+    seed: int = 0
+    device: str = "auto"
+    cleanse: bool = True
+
+
+@dataclass(frozen=True)
+class Progress:
+    stage: str
+    done: int
+    total: int
+    message: str = ""
+
+
+OnProgress = Callable[[Progress], None]
 
 
 class StubRefusalError(ValueError):
@@ -28,16 +52,23 @@ class StubRefusalError(ValueError):
 def stub_checkpoint(
     *, behaviour: str = "fail", seconds: float = 0.0, salt: str = "", size: int = 64
 ) -> bytes:
-    """A safetensors file of one tensor that tells this engine what to do and for how long."""
+    """A file with the parts of a Stable Diffusion checkpoint, that tells this engine what to do and how long."""
     header = {
         "__metadata__": {"behaviour": behaviour, "seconds": str(seconds), "salt": salt},
-        "weight": {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]},
+        **{
+            f"{part}.weight": {
+                "dtype": "F32",
+                "shape": [size],
+                "data_offsets": [4 * size * k, 4 * size * (k + 1)],
+            }
+            for k, part in enumerate(_PARTS)
+        },
     }
     encoded = json.dumps(header).encode()
-    return struct.pack("<Q", len(encoded)) + encoded + bytes(4 * size)
+    return struct.pack("<Q", len(encoded)) + encoded + bytes(4 * size * len(_PARTS))
 
 
-def run(request: ScanRequest, out: Path, on_progress: OnProgress = silent) -> dict[str, Any]:
+def run(request: ScanRequest, out: Path, on_progress: OnProgress) -> dict[str, Any]:
     """Do what the checkpoint's metadata says, then write a report, one picture and a cleaned model."""
     orders = _orders(request.checkpoint)
     _spend(float(orders["seconds"]), on_progress)
