@@ -58,4 +58,5 @@ def _outside_principal(effects: Tensor) -> Tensor:
     mean = flat.mean(1)
     count = min(PRINCIPAL, len(mean) // 4)
     basis = torch.linalg.svd(mean - mean.mean(0), full_matrices=False).Vh[:count]
-    return (flat - flat @ basis.T @ basis).view(shape)
+    left: Tensor = (flat - flat @ basis.T @ basis).view(shape)
+    return left

@@ -1,0 +1,116 @@
+"""The probes on a real pipeline: the sketch predicts the exact effect, a planted trigger comes first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.engine import funnel
+from worker.engine.candidates import vocabulary
+from worker.engine.funnel import FunnelPlan, search, tower_of
+from worker.engine.probes.agreement import shared_energy
+from worker.engine.probes.onestep import onestep
+from worker.engine.probes.ranking import ranks, robust_z, shortlist
+from worker.engine.probes.sketch import PROBES_PER_CELL, cell_probes, sketch
+from worker.engine.probes.text import collapse
+from worker.engine.probes.unexplained import residuals
+from worker.engine.probes.views import views
+from worker.engine.prompts import carriers, choose
+from worker.engine.types import Progress, Trigger
+from worker.engine.witness import Witness
+
+PLANTED = 1234
+
+
+def test_the_sketch_is_the_exact_effect_to_first_order(tiny_pipeline: StableDiffusionPipeline) -> None:
+    chosen = choose(carriers(tiny_pipeline.tokenizer, None), 2, 0, "test")
+    seen, _ = views(tiny_pipeline, chosen, ("start", "end"), seed=0)
+    candidates = vocabulary(tiny_pipeline.tokenizer)[500:532]
+    drawn = sketch(tiny_pipeline, tower_of(tiny_pipeline), seen, candidates, 0, tail=None)
+    effects, cost = onestep(tiny_pipeline, seen, candidates)
+    exact = torch.einsum("nktchw,rchw->nktr", effects, cell_probes(tuple(effects.shape[3:]), 0))
+    for place in range(len(seen)):
+        pair = torch.stack([drawn.values[:, place].flatten(), exact[:, place].flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.99
+    assert cost.unet_forwards == (len(candidates) + 1) * 2 * 2
+
+
+def test_a_probe_sees_its_own_cell_and_no_other() -> None:
+    probes = cell_probes((4, 8, 8), seed=0)
+    cells = (probes != 0).any(1).view(-1, PROBES_PER_CELL, 8, 8).any(1).float()
+    torch.testing.assert_close(cells.sum(0), torch.ones(8, 8))
+
+
+def test_a_planted_trigger_is_the_first_finalist(
+    tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = tiny_pipeline.text_encoder.embeddings.token_embedding.weight
+    embedding[PLANTED] = 40 * embedding[PLANTED]
+    some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
+    monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
+    plan = FunnelPlan(("start", "start"), (700, 300), 48, 16, 4, glyphs=False)
+    stages: list[str] = []
+
+    def note(progress: Progress) -> None:
+        stages.append(progress.stage)
+
+    found = search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), plan, seed=0, on_progress=note)
+    assert found.finalists[0].token_ids == (PLANTED,)
+    assert found.stages["sketch"].rank(found.finalists[0]) == 1
+    assert list(dict.fromkeys(stages)) == ["sketch", "text", "onestep", "trajectory"]
+
+
+def test_a_witness_with_the_same_weights_clears_the_text_encoder(
+    tiny_pipeline: StableDiffusionPipeline, make_pipeline: object
+) -> None:
+    assert callable(make_pipeline)
+    twin, other = make_pipeline(0), make_pipeline(1)
+    assert Witness(twin.text_encoder, tiny_pipeline).identical
+    assert not Witness(other.text_encoder, tiny_pipeline).identical
+
+
+def test_states_that_no_longer_differ_between_carriers_stand_out() -> None:
+    eos = torch.randn(300, 4, 16, generator=torch.Generator().manual_seed(0))
+    eos[7] = eos[7, :1] + 1e-3 * eos[7]
+    scores = collapse(eos)
+    assert ranks(scores)[7] == 1
+    assert scores[7] > 10
+
+
+def test_a_ridge_fit_explains_what_is_linear_and_nothing_else() -> None:
+    draw = torch.Generator().manual_seed(0)
+    regressors = torch.cat([torch.randn(400, 5, generator=draw), torch.ones(400, 1)], dim=1)
+    targets = regressors @ torch.randn(6, 3, generator=draw)
+    targets[11] += 5
+    left = residuals(regressors, targets, seed=0)
+    assert ranks(left.norm(dim=1))[11] == 1
+    assert left.norm(dim=1).median() < 0.2
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=40, unique=True), st.data())
+def test_a_shortlist_holds_the_first_of_every_criterion(scores: list[float], data: st.DataObject) -> None:
+    one = torch.tensor(scores, dtype=torch.float64)
+    other = one[torch.randperm(len(one), generator=torch.Generator().manual_seed(len(scores)))]
+    size = data.draw(st.integers(2, len(scores)))
+    kept = shortlist({"one": one, "other": other}, size).tolist()
+    assert len(set(kept)) == size
+    assert {int(one.argmax()), int(other.argmax())} <= set(kept)
+
+
+def test_one_anomaly_cannot_hide_itself_in_the_scale() -> None:
+    scores = torch.randn(101, generator=torch.Generator().manual_seed(0))
+    scores[50] = 1e6
+    assert robust_z(scores)[50] > 1e5
+
+
+def test_what_depends_on_the_carrier_shares_no_energy() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shared = torch.randn(1, 1, 3, 4, 8, 8, generator=draw).expand(1, 6, -1, -1, -1, -1)
+    own = torch.randn(1, 6, 3, 4, 8, 8, generator=draw)
+    alone = shared_energy(own).sum().item()
+    both = shared_energy(own + shared).sum().item()
+    assert abs(alone) < 0.1 * both
+    assert both == pytest.approx(shared[:, 0].square().sum().item(), rel=0.1)
