@@ -19,11 +19,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
-from service import embedded, terminal
-from service.client import ApiError, Client, DigestMismatchError, UnreachableError, packed
+from service import demo, embedded, steps, terminal
+from service.client import ApiError, Client, DigestMismatchError, UnreachableError
 from service.embedded import Connection
+from service.steps import MEDIA_TYPES
 from service.supervisor import FolderInUseError, StartError
+from service.terminal import console
 
 app = typer.Typer(
     help="Finds the hidden triggers of text-to-image checkpoints, removes them, and proves it.",
@@ -32,7 +35,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-console = Console()
 errors = Console(stderr=True)
 
 
@@ -62,8 +64,6 @@ class ReportFormat(StrEnum):
     JSON = "json"
     HTML = "html"
 
-
-_MEDIA_TYPES = {ReportFormat.JSON: "application/json", ReportFormat.HTML: "text/html"}
 
 Url = Annotated[str | None, typer.Option(help="Address of the service.", envvar="SAUSCAN_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="API key.", envvar="SAUSCAN_API_KEY")]
@@ -136,25 +136,16 @@ def submit(
     """Upload a checkpoint and scan it."""
     options = {"budget": budget.value, "seed": seed, "cleanse": cleanse, "prompts": _prompts(prompts)}
     with _client(url, api_key, data) as client:
-        scan = upload(client, file, options, force=force)
+        scan = steps.upload(client, file, options, force=force)
         if not (wait or out):
             console.print(scan["id"])
             return
         finish(client, scan, out)
 
 
-def upload(client: Client, file: Path, options: dict[str, Any], *, force: bool = False) -> dict[str, Any]:
-    """Send a checkpoint with a progress bar; returns the scan."""
-    with packed(file) as archive, terminal.Transfer(console, "uploading") as transfer:
-        scan = client.submit(archive, options, force=force, on_bytes=transfer.show)
-    how = "answered by an earlier scan of the same file" if scan.get("reused") else "queued"
-    console.print(f"{scan['id']}  {how}")
-    return scan
-
-
 def finish(client: Client, scan: dict[str, Any], out: Path | None) -> NoReturn:
     """Show a scan until it ends, then its verdict; save what was asked for and exit with the verdict."""
-    scan = watch(client, scan["id"])
+    scan = steps.watch(client, scan["id"])
     if scan["state"] != "succeeded":
         error = scan.get("error") or {}
         _give_up(
@@ -163,32 +154,8 @@ def finish(client: Client, scan: dict[str, Any], out: Path | None) -> NoReturn:
     report = json.loads(client.report(scan["id"]))
     console.print(terminal.verdict_panel(report))
     if out is not None:
-        save(client, scan, out)
+        steps.save(client, scan, out)
     raise typer.Exit(_VERDICTS[report["verdict"]])
-
-
-def watch(client: Client, scan_id: str) -> dict[str, Any]:
-    """Show a scan's stages until it ends; returns it."""
-    scan: dict[str, Any] = {}
-    with terminal.Stages(console) as stages:
-        for event in client.follow(scan_id):
-            stages.show(event)
-            scan = event
-    return scan
-
-
-def save(client: Client, scan: dict[str, Any], out: Path) -> Path | None:
-    """Save the reports and the cleaned model, if there is one; returns the model's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    for kind, media_type in _MEDIA_TYPES.items():
-        (out / f"report.{kind}").write_bytes(client.report(scan["id"], media_type))
-    console.print(f"saved {out / 'report.html'} and report.json")
-    if "model" not in scan["links"]:
-        return None
-    with terminal.Transfer(console, "fetching") as transfer:
-        path, digest = client.download_model(scan["id"], out, on_bytes=transfer.show)
-    console.print(f"saved {path}\nsha256 {digest}, as the service's header says")
-    return path
 
 
 @app.command()
@@ -219,7 +186,7 @@ def report(
             console.print(terminal.verdict_panel(found))
             console.print(terminal.stage_table(found))
         else:
-            sys.stdout.buffer.write(client.report(scan_id, _MEDIA_TYPES[kind]))
+            sys.stdout.buffer.write(client.report(scan_id, MEDIA_TYPES[kind]))
     raise typer.Exit(_VERDICTS[found["verdict"]])
 
 
@@ -243,6 +210,20 @@ def cancel(
     with _client(url, api_key, data) as client:
         scan = client.cancel(scan_id)
         console.print("cancelled" if scan["state"] == "cancelled" else "the worker will stop within seconds")
+
+
+@app.command("demo")
+def run_demo(
+    examples: Annotated[Path, typer.Option(help="Folder of the example.", exists=True)] = Path("examples"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out"),
+    also_clean: Annotated[bool, typer.Option("--also-clean", help="Scan the clean model too.")] = False,
+) -> None:
+    """Show it all on a small backdoored model: find the trigger, remove it, prove it."""
+    try:
+        shown = demo.run(demo.Example(examples), out, also_clean=also_clean)
+    except (StartError, ApiError, UnreachableError, DigestMismatchError) as error:
+        _give_up(str(error))
+    raise typer.Exit(Exit.PASS if shown else Exit.FAIL)
 
 
 def _prompts(path: Path | None) -> list[str] | None:
@@ -276,7 +257,7 @@ def _client(url: str | None, api_key: str | None, data: Path) -> Iterator[Client
 
 
 def _give_up(message: str) -> NoReturn:
-    errors.print(Panel(message, title="[red]error", border_style="red", expand=False), markup=True)
+    errors.print(Panel(Text(message), title="[red]error", border_style="red", expand=False))
     raise typer.Exit(Exit.ERROR)
 
 

@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -139,7 +140,7 @@ class Client:
         Raises DigestMismatchError.
         """
         with self._stream("GET", f"/scans/{scan_id}/model") as response:
-            name = Path(_download_name(response)).name or f"{scan_id}-cleaned"
+            name = _download_name(response) or f"{scan_id}-cleaned"
             target = folder / name
             partial = target.with_name(f"{name}.partial")
             digest = _save(response, partial, on_bytes)
@@ -230,8 +231,9 @@ def _transport_errors() -> Iterator[None]:
 
 
 def _download_name(response: httpx2.Response) -> str:
-    _, _, name = response.headers.get("content-disposition", "").partition("filename=")
-    return str(name.partition(";")[0].strip().strip('"'))
+    header = Message()
+    header["Content-Disposition"] = response.headers.get("content-disposition", "attachment")
+    return Path(header.get_filename() or "").name
 
 
 def _save(response: httpx2.Response, path: Path, on_bytes: OnBytes | None) -> str:

@@ -18,10 +18,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from service.client import ApiError, OnBytes
+
+console = Console()
+"""Where results go; errors go to a console on stderr."""
 
 VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _VERDICT_WORDS = {"pass": "PASS: nothing found", "fail": "FAIL: backdoored", "inconclusive": "INCONCLUSIVE"}
@@ -129,10 +132,10 @@ def _findings(findings: Iterable[Mapping[str, Any]]) -> Table:
         trigger, effect = finding.get("trigger") or {}, finding.get("effect") or {}
         p_value = (finding.get("statistics") or {}).get("p_value_corrected")
         table.add_row(
-            f"{finding['rule']} ({finding['severity']})",
-            visible(str(trigger.get("text", "-"))),
+            Text(f"{finding['rule']} ({finding['severity']})"),
+            Text(visible(str(trigger.get("text", "-")))),
             " ".join(str(token) for token in trigger.get("token_ids", ())),
-            f"{effect.get('kind', '')}: {effect.get('description', '')}".strip(": "),
+            Text(f"{effect.get('kind', '')}: {effect.get('description', '')}".strip(": ")),
             "-" if p_value is None else f"{p_value:.1e}",
         )
     return table
@@ -189,10 +192,17 @@ def stage_table(report: Mapping[str, Any]) -> Table:
 
 def scan_table(scans: Iterable[Mapping[str, Any]]) -> Table:
     """Scans as a list."""
-    table = Table("id", "created", "file", "state", "verdict", box=None, header_style="dim")
+    table = Table(
+        Column("id", no_wrap=True), "created", "file", "state", "verdict", box=None, header_style="dim"
+    )
     for scan in scans:
         verdict = scan["verdict"] or "-"
-        cells = (scan["id"], str(scan["created_at"])[:19].replace("T", " "), scan["filename"], scan["state"])
+        cells = (
+            scan["id"],
+            str(scan["created_at"])[:19].replace("T", " "),
+            Text(scan["filename"]),
+            scan["state"],
+        )
         table.add_row(*cells, Text(verdict, style=VERDICT_COLOURS.get(verdict, "")))
     return table
 

@@ -97,9 +97,9 @@ def _leave_network(libc: ctypes.CDLL) -> tuple[bool, bool]:
 
 
 def _readable() -> list[Path]:
-    """Where the interpreter, its packages, the system's libraries and devices are."""
+    """Where the interpreter, its packages, this one, the system's libraries and devices are."""
     python = [sys.prefix, sys.base_prefix, *(entry for entry in sys.path if entry)]
-    return [Path(entry) for entry in (*_SYSTEM, *python)]
+    return [*map(Path, (*_SYSTEM, *python)), Path(__file__).parent]
 
 
 def _landlock(libc: ctypes.CDLL, *, readable: Iterable[Path], writable: Iterable[Path]) -> bool:

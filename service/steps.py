@@ -1,0 +1,45 @@
+"""The steps of a scan as a person at a terminal sees them: upload, watch, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from service.client import Client, packed
+from service.terminal import Stages, Transfer, console
+
+MEDIA_TYPES = {"json": "application/json", "html": "text/html"}
+"""Formats of a report that are saved, by file suffix."""
+
+
+def upload(client: Client, file: Path, options: dict[str, Any], *, force: bool = False) -> dict[str, Any]:
+    """Send a checkpoint with a progress bar; returns the scan."""
+    with packed(file) as archive, Transfer(console, "uploading") as transfer:
+        scan = client.submit(archive, options, force=force, on_bytes=transfer.show)
+    how = "answered by an earlier scan of the same file" if scan.get("reused") else "queued"
+    console.print(f"{scan['id']}  {how}")
+    return scan
+
+
+def watch(client: Client, scan_id: str) -> dict[str, Any]:
+    """Show a scan's stages until it ends; returns it."""
+    scan: dict[str, Any] = {}
+    with Stages(console) as stages:
+        for event in client.follow(scan_id):
+            stages.show(event)
+            scan = event
+    return scan
+
+
+def save(client: Client, scan: dict[str, Any], out: Path) -> Path | None:
+    """Save the reports and the cleaned model, if there is one; returns the model's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, media_type in MEDIA_TYPES.items():
+        (out / f"report.{kind}").write_bytes(client.report(scan["id"], media_type))
+    console.print(f"saved {out / 'report.html'} and report.json")
+    if "model" not in scan["links"]:
+        return None
+    with Transfer(console, "fetching") as transfer:
+        path, digest = client.download_model(scan["id"], out, on_bytes=transfer.show)
+    console.print(f"saved {path}\nsha256 {digest}, as the service's header says")
+    return path
