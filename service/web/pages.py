@@ -51,6 +51,12 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
+
+def worded(state: str) -> str:
+    """A state for people: "failed" beside the verdict "fail" would be read as one."""
+    return "error" if state == State.FAILED else state
+
+
 _FOLDER = Path(__file__).parent
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(_FOLDER / "templates"),
@@ -59,7 +65,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(visible=visible, duration=duration)
+_ENVIRONMENT.filters.update(visible=visible, duration=duration, worded=worded)
 _TEMPLATES = Jinja2Templates(env=_ENVIRONMENT)
 
 router = APIRouter(include_in_schema=False)
@@ -124,7 +130,6 @@ def _scan_context(scan: Scan) -> dict[str, Any]:
         "links": links(scan),
         "live": State(scan.state) not in TERMINAL,
         "stages": {name: STAGES[name] for name in wanted},
-        "summary": (scan.report or {}).get("summary", ""),
     }
 
 

@@ -54,7 +54,7 @@ function log(text, at) {
 
 function state(payload, at, attempt) {
   const badge = document.getElementById("state");
-  badge.textContent = payload.state;
+  badge.textContent = payload.state === "failed" ? "error" : payload.state;
   badge.className = `badge ${payload.state}`;
   if (payload.state === "running") restart();
   if (attempt) document.getElementById("attempt").textContent = attempt;
