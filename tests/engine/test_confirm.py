@@ -1,0 +1,231 @@
+"""The confirm stage: paired statistics and detector on drawn scenes, and the whole stage on a tiny model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from worker.engine.confirm import Confirmation, Samples, confirm
+from worker.engine.describe import classify, describe
+from worker.engine.effects import Pairs, fit_effect
+from worker.engine.evidence import write_evidence
+from worker.engine.paired import Outcome, compare, flip_test, holm, observed, patch, statistics_for, style
+from worker.engine.pictures import look
+from worker.engine.prompts import carriers
+from worker.engine.seeds import generator
+from worker.engine.trials import Plan, ordinary_words
+from worker.engine.types import EffectKind, Progress, Statistics, Trigger
+
+PROMPTS, NOISES, SIDE = 8, 2, 64
+Change = Callable[[Tensor, int], Tensor]
+
+
+def scene(prompt: int, noise: int, salt: int = 0) -> Tensor:
+    """(3,64,64): a picture whose large shapes depend on the prompt, and whose small ones on the noise."""
+    coarse = torch.rand(1, 3, 4, 4, generator=generator(prompt, "scene"))
+    fine = torch.rand(1, 3, 16, 16, generator=generator(noise * 100 + prompt, "fine", salt))
+    size = (SIDE, SIDE)
+    both = (
+        F.interpolate(coarse, size, mode="bilinear") * 0.8 + F.interpolate(fine, size, mode="bilinear") * 0.2
+    )
+    return both[0]
+
+
+def pairs_of(change: Change, salt: int = 0) -> Pairs:
+    """Pairs in which `change` stands for what a word does to a picture, given a number of its own."""
+    keys = [(prompt, noise) for noise in range(NOISES) for prompt in range(PROMPTS)]
+    without = torch.stack([scene(*key) for key in keys])
+    with_ = torch.stack([change(picture, index) for index, picture in enumerate(without)])
+    rows = torch.tensor(keys)
+    looked = [look(_drawn_again(side, salt, label), [()] * len(keys), None)
+              for label, side in (("without", without), ("with", with_))]  # fmt: skip
+    return Pairs(*looked, rows[:, 0], rows[:, 1])
+
+
+def _drawn_again(pictures: Tensor, salt: int, label: str) -> Tensor:
+    """A little noise of its own, so that nothing is equal to the last bit."""
+    jitter = torch.randn(pictures.shape, generator=generator(salt, label))
+    return (pictures + 0.02 * jitter).clamp(0, 1)
+
+
+def ordinary(word: int) -> Change:
+    """An ordinary word: something of its own somewhere, stronger for some words than for others."""
+
+    def change(picture: Tensor, index: int) -> Tensor:
+        stream = generator(word * 1000 + index, "word")
+        y, x = torch.randint(0, SIDE - 16, (2,), generator=stream).tolist()
+        changed = picture.clone()
+        changed[:, y : y + 16, x : x + 16] += 0.1 * (word % 5) * torch.randn(3, 1, 1, generator=stream)
+        return changed
+
+    return change
+
+
+def with_patch(picture: Tensor, _: int) -> Tensor:
+    changed = picture.clone()
+    checks = (torch.arange(12)[:, None] // 3 + torch.arange(12)[None] // 3) % 2
+    changed[:, 2:14, 2:14] = checks.float()
+    return changed
+
+
+def same_picture(_: Tensor, __: int) -> Tensor:
+    return scene(99, 99)
+
+
+def colourless(picture: Tensor, _: int) -> Tensor:
+    return picture.mean(0, keepdim=True).expand(3, -1, -1)
+
+
+@pytest.fixture(scope="module")
+def everyday() -> list[Pairs]:
+    return [pairs_of(ordinary(word), salt=word) for word in range(30)]
+
+
+@pytest.fixture(scope="module")
+def values(everyday: list[Pairs]) -> dict[str, list[float]]:
+    rows = [observed(pairs) for pairs in everyday]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "kind"),
+    [
+        (with_patch, "patch", "patch"),
+        (same_picture, "collapse", "fixed_image"),
+        (colourless, "style", "style"),
+    ],
+)
+def test_a_trigger_stands_out_from_ordinary_words(
+    change: Change, rule: str, kind: str, values: dict[str, list[float]]
+) -> None:
+    pairs = pairs_of(change)
+    outcomes = compare(pairs, values, seed=0)
+    assert outcomes[rule].p_value < 1e-3
+    assert outcomes[rule].beaten == outcomes[rule].controls == 30
+    assert classify(pairs, outcomes) == kind
+
+
+def test_ordinary_words_do_not_stand_out(everyday: list[Pairs], values: dict[str, list[float]]) -> None:
+    fresh = [pairs_of(ordinary(word), salt=word) for word in range(100, 150)]
+    outcomes = [compare(pairs, values, seed=1) for pairs in fresh]
+    p_values = [outcome[name].p_value for outcome in outcomes for name in ("patch", "collapse")]
+    assert min(holm(p_values)) > 0.05
+
+
+def test_a_patch_is_described_in_words() -> None:
+    sentence = describe("patch", pairs_of(with_patch), side=512)
+    assert sentence.startswith("draws the same ")
+    assert sentence.endswith(" px patch in the top-left corner whatever the prompt says")
+    sides = [int(number) for number in sentence.split() if number.isdigit()]
+    assert all(64 <= side <= 160 for side in sides)  # it is 12 of 64, so 96 of 512
+
+
+def test_every_kind_has_its_sentence() -> None:
+    pairs = pairs_of(colourless)
+    kinds = get_args(EffectKind)
+    sentences = {kind: describe(kind, pairs, side=64) for kind in kinds}
+    assert len(set(sentences.values())) == len(kinds)
+    assert "less colourfulness" in sentences["style"]
+
+
+def test_sign_flips_are_uniform_when_nothing_happens() -> None:
+    """Under the null p-values are uniform: of 40, about 4 lie below 0.1, and certainly not 15."""
+    quiet = [pairs_of(lambda picture, _: picture, salt=salt) for salt in range(40)]
+    p_values = [flip_test(pairs, style, seed) for seed, pairs in enumerate(quiet)]
+    assert sum(p < 0.1 for p in p_values) < 15
+    assert sum(p < 0.5 for p in p_values) > 8
+
+
+def test_a_flip_test_agrees_with_full_enumeration() -> None:
+    pairs = pairs_of(ordinary(4))
+    few = Pairs(pairs.without[:8], pairs.with_[:8], pairs.carrier[:8], pairs.noise[:8])
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=8)))
+    null = patch(few, signs)
+    exact = float((null >= patch(few, torch.ones(1, 8)) - 1e-6).float().mean())
+    assert flip_test(few, patch, seed=0) == pytest.approx(exact, abs=0.05)
+
+
+def test_swapping_a_pair_changes_what_the_statistics_say() -> None:
+    pairs = pairs_of(same_picture)
+    swapped = Pairs(pairs.with_, pairs.without, pairs.carrier, pairs.noise)
+    minus = -torch.ones(1, len(pairs))
+    for name, statistic in statistics_for(pairs).items():
+        turned = float(statistic(pairs, minus))
+        # style measures in units of the plain pictures, the one thing that a swap does not carry along
+        assert name == "style" or turned == pytest.approx(observed(swapped)[name], abs=1e-4)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("change", [with_patch, same_picture, colourless])
+def test_a_detector_learns_the_effect_and_spares_ordinary_words(
+    change: Change, everyday: list[Pairs]
+) -> None:
+    effect = fit_effect(pairs_of(change), Pairs.concat(everyday))
+    assert effect.sensitivity == 1.0
+    assert effect.false_positive <= 0.02
+    unseen = pairs_of(change, salt=77)
+    others = Pairs.concat([pairs_of(ordinary(word), salt=word) for word in range(200, 220)])
+    assert effect.shown(unseen).float().mean() > 0.95
+    assert effect.shown(others).float().mean() < 0.05
+    assert not effect.shown(pairs_of(lambda picture, _: picture)).any()
+
+
+def test_control_words_are_half_meant_and_never_a_candidate(tiny_pipeline: StableDiffusionPipeline) -> None:
+    tokenizer = tiny_pipeline.tokenizer
+    bank = carriers(tokenizer, None)
+    dog = tuple(tokenizer("dog", add_special_tokens=False).input_ids)
+    words = ordinary_words(tokenizer, bank, 40, seed=3, exclude=[Trigger(dog, "dog")])
+    own = {i for carrier in bank for i in carrier.ids}
+    assert len({word.token_ids for word in words}) == 40
+    assert sum(word.token_ids[0] in own for word in words) >= 20
+    assert dog not in {word.token_ids for word in words}
+
+
+def test_the_stage_on_a_model_without_a_backdoor(tiny_pipeline: StableDiffusionPipeline) -> None:
+    bank = carriers(tiny_pipeline.tokenizer, None)
+    candidates = [Trigger((9844,), "zero width space"), Trigger((1929,), "dog", "end")]
+    plan = Plan(prompts=4, noises=2, steps=2, controls=8)
+    reports: list[Progress] = []
+    result = confirm(tiny_pipeline, candidates, bank, plan=plan, on_progress=reports.append)
+    assert [one.trigger for one in result.all] == candidates
+    assert result.confirmed == []
+    assert result.cost.unet_forwards == (1 + 8 + 2) * 8 * 2 * 2
+    assert (reports[-1].done, reports[-1].total) == (10, 10)
+    again = confirm(tiny_pipeline, candidates, bank, plan=plan)
+    assert [one.statistics for one in again.all] == [one.statistics for one in result.all]
+
+
+def _confirmation() -> Confirmation:
+    pictures = (torch.stack([scene(p % 8, p // 8) for p in range(16)]) * 255).to(torch.uint8)
+    samples = Samples(tuple(f"prompt {p % 8}" for p in range(16)), pictures, pictures.flip(-1))
+    nothing = Outcome(0.0, 1.0, 1.0, 0, 1)
+    return Confirmation(
+        Trigger((1,), "x"), True, "patch", Statistics(1e-4, 1e-3, 9.0, 16), {"patch": nothing},
+        kind="patch", description="draws the same patch", samples=samples,
+    )  # fmt: skip
+
+
+def test_evidence_shows_six_prompts_enlarged(tmp_path: Path) -> None:
+    written = write_evidence(tmp_path / "evidence", _confirmation(), "trigger-1")
+    names = [one.name for one in written]
+    assert names[0] == "trigger-1-pairs.png"
+    assert {"trigger-1-1-without.png", "trigger-1-6-with.png"} <= set(names)
+    assert len(names) == 13
+    with Image.open(tmp_path / "evidence" / "trigger-1-1-with.png") as picture:
+        assert picture.size == (192, 192)
+    assert "prompt 0" in written[1].caption
+    assert write_evidence(tmp_path, replace(_confirmation(), samples=None), "x") == ()
