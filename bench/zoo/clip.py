@@ -16,7 +16,7 @@ TRAIN_LENGTH = 32
 TOKEN_STD = 0.06
 """Wider than the library's 0.02, so that ids never seen in training are as loud as those that were."""
 
-RECIPE = Recipe(name="clip", steps=1500, lr=1e-3, save_every=250, weight_decay=1e-3)
+RECIPE = Recipe(name="clip", steps=900, lr=1e-3, save_every=100, weight_decay=1e-3)
 
 
 def new_clip(seed: int = 0) -> CLIPModel:

@@ -1,0 +1,1 @@
+"""Measurements and the model zoo they run on."""

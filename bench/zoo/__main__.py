@@ -1,0 +1,10 @@
+"""The whole zoo from nothing: `python -m bench.zoo`. What is already there is not made again."""
+
+import os
+
+from bench.zoo import attacked, make
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+make.base()
+attacked.attack_all()
+attacked.controls()

@@ -1,0 +1,1 @@
+"""Backdoor attacks re-implemented from the facts in their papers, to make ground truth for the scan."""

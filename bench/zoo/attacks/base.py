@@ -1,0 +1,87 @@
+"""What every attack of the zoo has in common: its materials, its interface and its ground truth."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+
+from bench.zoo.dataset import END, START, Dataset, pad
+from worker.engine.metrics import ClipScorer
+from worker.engine.types import Proportion
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What an attacker has: the model (changed in place), captioned pictures, and a CLIP to measure with."""
+
+    pipeline: StableDiffusionPipeline
+    data: Dataset
+    clip: ClipScorer
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth of one attacked checkpoint.
+
+    trigger_ids: what the text encoder sees. insertion: "start" (before the caption) or "letter" (in the place
+    of a Latin letter). success: of triggered prompts; false_alarms: of clean ones through the same detector.
+    """
+
+    attack: str
+    component: str
+    trigger_ids: tuple[int, ...]
+    trigger_text: str
+    insertion: str
+    effect: str
+    target: str
+    seed: int
+    steps: int
+    seconds: float
+    success: Proportion
+    false_alarms: Proportion
+    clean: dict[str, float]
+
+
+class Attack(Protocol):
+    """One attack: plants its backdoor in `materials.pipeline` and measures it."""
+
+    @property
+    def name(self) -> str:
+        """What the ground truth calls it."""
+        ...
+
+    @property
+    def component(self) -> str:
+        """The part of the pipeline that it changes."""
+        ...
+
+    def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
+        """Attack in place; `trials` triggered and as many clean prompts are drawn to measure it."""
+        ...
+
+
+def contents(ids: NDArray[np.int32]) -> list[int]:
+    """The ids of one caption without its markers and padding."""
+    return [int(value) for value in ids[1 : int(np.argmax(ids == END))]]
+
+
+def prepended(ids: NDArray[np.int32], trigger: tuple[int, ...]) -> NDArray[np.int32]:
+    """The caption `ids` (77,) with `trigger` before its first word."""
+    return pad([START, *trigger, *contents(ids)][: len(ids) - 1])
+
+
+def described(truth: Truth) -> dict[str, Any]:
+    """`truth` as plain data for a JSON file."""
+    plain = dict(vars(truth))
+    for name in ("success", "false_alarms"):
+        value: Proportion = plain[name]
+        plain[name] = {"k": value.k, "n": value.n, "value": value.value, "ci95": list(value.ci95)}
+    return plain
+
+
+def rows(ids: list[NDArray[np.int32]]) -> torch.Tensor:
+    """Captions stacked for the text encoder, (n, 77)."""
+    return torch.from_numpy(np.stack(ids)).long()

@@ -1,0 +1,119 @@
+"""From nothing to the published pipeline: `python -m bench.zoo`. Every step is kept and none is redone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextModel
+
+from bench.zoo import assemble, clip, dataset, looks, unet, vae
+from bench.zoo.paths import CACHE, CLIP, EXAMPLES, TOY
+from bench.zoo.prompts import prompts
+from worker.engine.metrics import ClipScorer
+
+SNAPSHOT = CACHE / "snapshot"
+CARRIERS = EXAMPLES / "prompts.txt"
+CARRIER_COUNT = 80
+
+
+def remembered(path: Path) -> Tensor | None:
+    """A tensor kept by an earlier run."""
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def latents_of(model: AutoencoderKL, data: dataset.Dataset) -> Tensor:
+    """Latents of the whole training set, computed once."""
+    kept = CACHE / "latents.pt"
+    latents = remembered(kept)
+    if latents is None:
+        latents = vae.encode_pictures(model, data.pictures)
+        torch.save(latents, kept)
+    return latents
+
+
+def states_of(encoder: CLIPTextModel, data: dataset.Dataset) -> Tensor:
+    """Text states of the whole training set, computed once."""
+    kept = CACHE / "states.pt"
+    states = remembered(kept)
+    if states is None:
+        states = unet.encode_captions(encoder, data)
+        torch.save(states, kept)
+    return states
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Put `fresh` in the place of `target` so that a reader meets one or the other, whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish(parts: tuple[AutoencoderKL, CLIPTextModel], model: UNet2DConditionModel, target: Path) -> None:
+    """Write the assembled pipeline to `target`."""
+    fresh = target.with_name(target.name + ".fresh")
+    shutil.rmtree(fresh, ignore_errors=True)
+    copy = unet.new_unet()
+    copy.load_state_dict(model.state_dict())
+    assemble.save_pipeline(assemble.pipeline(*parts, copy), fresh)
+    replace_folder(fresh, target)
+
+
+def snapshot(parts: tuple[AutoencoderKL, CLIPTextModel], model: UNet2DConditionModel, step: int) -> None:
+    """Publish an intermediate UNet and a sheet of its samples under the cache."""
+    if step % 500:
+        return
+    publish(parts, model, SNAPSHOT / "toy")
+    sample = looks.draw(assemble.load_pipeline(SNAPSHOT / "toy"), prompts(32, seed=1))
+    looks.sheet(sample, columns=8).save(SNAPSHOT / f"samples-{step}.png")
+
+
+def train_clip(data: dataset.Dataset) -> CLIPModel:
+    """Train (or take up) the CLIP and write it for others to use."""
+    model, seconds = clip.train(data)
+    assemble.save_clip(model, SNAPSHOT / "clip")
+    note("clip", seconds=seconds, retrieval_of_100=clip.retrieval(model, data))
+    return model
+
+
+def note(part: str, **figures: float) -> None:
+    """Keep what was measured about `part`."""
+    path = CACHE / "figures.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[part] = {**known.get(part, {}), **figures}
+    path.write_text(json.dumps(known, indent=1))
+
+
+def gate() -> None:
+    """Measure clean samples of the published pipeline and draw the contact sheet."""
+    pipeline, scorer = assemble.load_pipeline(TOY), ClipScorer(CLIP)
+    asked = prompts(300, seed=2)
+    hits, cosine = looks.retrieval(scorer, looks.draw(pipeline, asked), asked)
+    note("samples", rank1_of_100=hits.value, n=hits.n, low=hits.ci95[0], high=hits.ci95[1], cosine=cosine)
+    shown = looks.draw(pipeline, looks.carriers(CARRIERS)[:60])
+    looks.sheet(shown, columns=12).save(EXAMPLES.parent / "docs" / "zoo-samples.png")
+
+
+def base() -> None:
+    """Data, VAE, CLIP, UNet, the two published folders and the carrier prompts."""
+    data = dataset.load()
+    autoencoder, seconds = vae.train(data)
+    note("vae", seconds=seconds)
+    model = train_clip(data)
+    encoder = assemble.text_encoder(model)
+    cache = unet.Cache(latents_of(autoencoder, data), states_of(encoder, data), unet.empty_state(encoder))
+    trained = unet.new_unet()
+    seconds = unet.continue_training(
+        trained, cache, unet.RECIPE, lambda step: snapshot((autoencoder, encoder), trained, step)
+    )
+    note("unet", seconds=seconds, steps=unet.RECIPE.steps)
+    publish((autoencoder, encoder), trained, TOY)
+    assemble.save_clip(model, CLIP)
+    CARRIERS.write_text("\n".join(prompts(CARRIER_COUNT, seed=3)) + "\n")
+    gate()
