@@ -185,12 +185,14 @@ def sketch(
     width, steps = pipeline.text_encoder.config.hidden_size, len(views[0].timesteps)
     values = torch.empty(len(candidates), len(views), steps, len(probes))
     eos, own = (torch.empty(len(candidates), len(views), width) for _ in range(2))
+    done, total = 0, len(views) * len(candidates)
     for place, view in enumerate(views):
         sketcher = Sketcher(pipeline, tower, view, probes, tail)
         for rows, ids in batches(candidates, BATCH):
             found = sketcher(ids)
             values[rows, place], eos[rows, place], own[rows, place] = (part.float().cpu() for part in found)
-            on_progress(Progress("sketch", place * len(candidates) + len(rows), len(views) * len(candidates)))
+            done += len(rows)
+            on_progress(Progress("sketch", done, total))
     forwards = len(views) * steps * (1 + 2 * len(probes))
     cost = Cost(forwards, time.perf_counter() - began, candidates=len(candidates))
     return Sketch(values, eos, own, cost)
