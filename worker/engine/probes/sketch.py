@@ -40,7 +40,7 @@ BATCH = 512
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """One attn2 layer at one view: query (T,H,L,d), grad (T,H,d*L,R), offset (T,R) = <G, O>."""
 
     module: Attention
@@ -76,8 +76,8 @@ def cell_probes(shape: tuple[int, int, int], seed: int) -> Tensor:
     return noise((len(masks), channels, height, width), seed, "probes") * masks[:, None]
 
 
-def _sites(pipeline: StableDiffusionPipeline, view: View, probes: Tensor) -> list[_Site]:
-    """Runs the UNet once a timestep and R times backwards."""
+def sites_at(pipeline: StableDiffusionPipeline, view: View, probes: Tensor) -> list[Site]:
+    """Every attn2 layer's site at `view`: the UNet runs once a timestep and R times backwards."""
     unet, device = pipeline.unet, pipeline.unet.device
     cond = encode(pipeline, [view.carrier.ids]).clone()
     records: list[list[tuple[Attention, Tensor, Tensor, Tensor]]] = []
@@ -95,30 +95,23 @@ def _sites(pipeline: StableDiffusionPipeline, view: View, probes: Tensor) -> lis
                 for n, site in enumerate(taps.values())
             ]
         )
-    return [_site(list(per_time)) for per_time in zip(*records, strict=True)]
+    return [site_of(list(per_time)) for per_time in zip(*records, strict=True)]
 
 
-def _site(per_time: list[tuple[Attention, Tensor, Tensor, Tensor]]) -> _Site:
+def site_of(per_time: list[tuple[Attention, Tensor, Tensor, Tensor]]) -> Site:
     module = per_time[0][0]
     grad = torch.stack([rearrange(g, "r l (h d) -> h (d l) r", h=module.heads) for _, _, g, _ in per_time])
     output = torch.stack([rearrange(o, "l (h d) -> h (d l)", h=module.heads) for *_, o in per_time])
     offset = torch.einsum("t h n r, t h n -> t r", grad, output)
-    return _Site(module, torch.stack([q for _, q, _, _ in per_time]), grad, offset)
+    return Site(module, torch.stack([q for _, q, _, _ in per_time]), grad, offset)
 
 
 class Sketcher:
     """Holds a view's sites and the shared prefix; turns batches of candidates into sketches."""
 
-    def __init__(
-        self,
-        pipeline: StableDiffusionPipeline,
-        tower: TextTower,
-        view: View,
-        probes: Tensor,
-        tail: int | None,
-    ) -> None:
+    def __init__(self, tower: TextTower, view: View, sites: list[Site], tail: int | None) -> None:
         self.tower, self.view, self.tail = tower, view, tail
-        self.sites = _sites(pipeline, view, probes)
+        self.sites = sites
         shared = (tower.bos,) if view.position == "start" else (tower.bos, *view.carrier.ids)
         self.prefix: Prefix = tower.prefix(torch.tensor(shared))
 
@@ -139,7 +132,7 @@ class Sketcher:
         bias = layout.log_multiplicity.to(states.device, states.dtype)
         return torch.stack([self._at(site, states, bias) for site in self.sites]).sum(0)
 
-    def _at(self, site: _Site, states: Tensor, log_multiplicity: Tensor) -> Tensor:
+    def _at(self, site: Site, states: Tensor, log_multiplicity: Tensor) -> Tensor:
         """One layer's share of the sketch, (B,T,R)."""
         key, value = (
             self._project(p, site.module.heads, states) for p in (site.module.to_k, site.module.to_v)
@@ -187,7 +180,7 @@ def sketch(
     eos, own = (torch.empty(len(candidates), len(views), width) for _ in range(2))
     done, total = 0, len(views) * len(candidates)
     for place, view in enumerate(views):
-        sketcher = Sketcher(pipeline, tower, view, probes, tail)
+        sketcher = Sketcher(tower, view, sites_at(pipeline, view, probes), tail)
         for rows, ids in batches(candidates, BATCH):
             found = sketcher(ids)
             values[rows, place], eos[rows, place], own[rows, place] = (part.float().cpu() for part in found)
