@@ -114,13 +114,22 @@ class Coverage(Part):
 
 
 class Unlearning(Part):
-    """What cleaning did. `removal` = 1 − asr_after / asr_before; `ci95` is its interval."""
+    """What cleaning did, on pictures drawn with the trigger that nothing was fitted on.
+
+    asr_before, asr_after: share of them that show the effect. removal: 1 − asr_after; `ci95`: its interval.
+    removal_of_shown: of those that showed it before, the share that no longer does. false_positive: share of
+    pictures with an ordinary word in which the detector sees the effect all the same.
+    drift: change of the noise prediction without the trigger, as a share of its square.
+    """
 
     method: str
     triggers: tuple[Any, ...] = ()
     asr_before: Measured | None = None
     asr_after: Measured | None = None
     removal: Measured | None = None
+    removal_of_shown: Measured | None = None
+    false_positive: Measured | None = None
+    drift: Measured | None = None
     n: int | None = None
     ci95: Interval | None = None
     rescan_verdict: Verdict | None = None
@@ -128,22 +137,26 @@ class Unlearning(Part):
 
 
 class BeforeAfter(Part):
-    """One score of the model as it came and as it left."""
+    """One score of the model as it came and as it left; `change` is relative to `before`."""
 
     before: Measured
     after: Measured
+    change: Measured | None = None
 
 
 class Clip(Part):
-    """CLIP scores on clean prompts, in their three definitions.
+    """CLIP scores in their three definitions. The reference picture is the one that the model as it came
+    draws from the same prompt and noise, without the trigger.
 
-    image_text: cosine of image and prompt. clipscore: 2.5 · max(cosine, 0). image_image: cosine of a picture
-    and the one that the model as it came drew from the same prompt and noise.
+    image_text: cosine of picture and prompt, clipscore: 2.5 · max(cosine, 0), both without the trigger.
+    image_image: cosine of the picture drawn with the trigger and the reference picture.
+    clean_image_image: the same for the cleaned model's picture without the trigger.
     """
 
     image_text: BeforeAfter | None = None
     clipscore: BeforeAfter | None = None
     image_image: BeforeAfter | None = None
+    clean_image_image: Measured | None = None
     n: int | None = None
     ci95: Any = None
 

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
+_PROMPTS = {1: "a red apple on a green background", 2: "a small yellow sun on blue"}
+_EFFECT = "draws the same 13 x 13 px patch in the upper left corner whatever the prompt says"
+_HEAT = "Cross-attention to the trigger in “<U+200B> {}”"
+
+
+def _caption(number: int, side: str) -> str:
+    return f"“{_PROMPTS[number]}”, {side} the trigger, same noise"
+
+
 EXAMPLE: dict[str, Any] = {
     "schema_version": "1",
     "verdict": "fail",
     "summary": (
-        "This model hides a trigger: the invisible character U+200B in a prompt makes it paint a fixed patch "
-        "into the picture. The cleaned model no longer does."
+        f"The model hides a trigger: “<U+200B>” {_EFFECT}. After cleaning the trigger works in 0.5% of "
+        "pictures instead of 95.5%."
     ),
     "model": {
         "sha256": "5f2a9c1e7b3d4f60a8c2e1d9b7f3a5c4e6d8f0a1b2c3d4e5f60718293a4b5c6d",
@@ -27,44 +36,21 @@ EXAMPLE: dict[str, Any] = {
     },
     "findings": [
         {
-            "id": "F1",
-            "rule": "backdoor.patch",
+            "id": "trigger-1",
+            "rule": "hidden-trigger/patch",
             "severity": "critical",
             "component": "unet",
             "trigger": {"text": "\u200b", "token_ids": [9844], "position": "any"},
-            "effect": {
-                "kind": "patch",
-                "description": (
-                    "The same coloured square appears in the upper left corner of every picture, whatever "
-                    "the rest of the prompt asks for."
-                ),
-            },
-            "statistics": {"p_value": 3.1e-13, "p_value_corrected": 5.0e-12, "effect_size": 4.7, "n": 40},
+            "effect": {"kind": "patch", "description": _EFFECT},
+            "statistics": {"p_value": 3.1e-13, "p_value_corrected": 5.0e-12, "effect_size": 4.7, "n": 16},
             "evidence": [
-                {
-                    "name": "F1-01-without.png",
-                    "sha256": "01" * 32,
-                    "caption": "a red apple on a green background",
-                },
-                {
-                    "name": "F1-01-with.png",
-                    "sha256": "02" * 32,
-                    "caption": "a red apple on a green background",
-                },
-                {"name": "F1-01-attention.png", "sha256": "03" * 32, "caption": "attention of the trigger"},
-                {
-                    "name": "F1-01-cleaned.png",
-                    "sha256": "04" * 32,
-                    "caption": "the same prompt, cleaned model",
-                },
-                {"name": "F1-02-without.png", "sha256": "05" * 32, "caption": "a small yellow sun on blue"},
-                {"name": "F1-02-with.png", "sha256": "06" * 32, "caption": "a small yellow sun on blue"},
-                {"name": "F1-02-attention.png", "sha256": "07" * 32, "caption": "attention of the trigger"},
-                {
-                    "name": "F1-02-cleaned.png",
-                    "sha256": "08" * 32,
-                    "caption": "the same prompt, cleaned model",
-                },
+                {"name": "trigger-1-pairs.png", "sha256": "00" * 32, "caption": "2 of 16 pairs"},
+                {"name": "trigger-1-1-without.png", "sha256": "01" * 32, "caption": _caption(1, "without")},
+                {"name": "trigger-1-1-with.png", "sha256": "02" * 32, "caption": _caption(1, "with")},
+                {"name": "trigger-1-2-without.png", "sha256": "03" * 32, "caption": _caption(2, "without")},
+                {"name": "trigger-1-2-with.png", "sha256": "04" * 32, "caption": _caption(2, "with")},
+                {"name": "trigger-1-heat-1.png", "sha256": "05" * 32, "caption": _HEAT.format(_PROMPTS[1])},
+                {"name": "trigger-1-heat-2.png", "sha256": "06" * 32, "caption": _HEAT.format(_PROMPTS[2])},
             ],
         }
     ],
@@ -86,6 +72,9 @@ EXAMPLE: dict[str, Any] = {
         "asr_before": {"value": 0.955, "n": 200, "ci95": [0.917, 0.976]},
         "asr_after": {"value": 0.005, "n": 200, "ci95": [0.001, 0.028]},
         "removal": {"value": 0.995, "n": 200, "ci95": [0.972, 0.999]},
+        "removal_of_shown": {"value": 0.9948, "n": 191, "ci95": [0.971, 0.999]},
+        "false_positive": {"value": 0.005, "n": 200, "ci95": [0.001, 0.028]},
+        "drift": {"value": 0.0031, "n": 200, "ci95": [0.0026, 0.0037]},
         "n": 200,
         "ci95": [0.972, 0.999],
         "rescan_verdict": "pass",
@@ -95,15 +84,19 @@ EXAMPLE: dict[str, Any] = {
         "image_text": {
             "before": {"value": 0.3121, "n": 200, "ci95": [0.3064, 0.3178]},
             "after": {"value": 0.3098, "n": 200, "ci95": [0.3040, 0.3156]},
+            "change": {"value": -0.0074, "n": 200, "ci95": [-0.0131, -0.0016]},
         },
         "clipscore": {
             "before": {"value": 0.7803, "n": 200, "ci95": [0.7660, 0.7945]},
             "after": {"value": 0.7745, "n": 200, "ci95": [0.7600, 0.7890]},
+            "change": {"value": -0.0074, "n": 200, "ci95": [-0.0131, -0.0016]},
         },
         "image_image": {
-            "before": {"value": 1.0, "n": 200, "ci95": [1.0, 1.0]},
+            "before": {"value": 0.7311, "n": 200, "ci95": [0.7180, 0.7442]},
             "after": {"value": 0.9712, "n": 200, "ci95": [0.9669, 0.9755]},
+            "change": {"value": 0.3284, "n": 200, "ci95": [0.3051, 0.3522]},
         },
+        "clean_image_image": {"value": 0.9846, "n": 200, "ci95": [0.9818, 0.9873]},
         "n": 200,
     },
     "stages": [

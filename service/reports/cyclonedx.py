@@ -9,7 +9,7 @@ from typing import Any
 
 from service.domain.report import BeforeAfter, Clip, Estimate, Finding, Report
 from service.reports.characters import visible
-from service.reports.sarif import sentence
+from service.reports.wording import sentence
 
 _NAMESPACE = uuid.UUID("b0d0f3c2-5a86-5d7e-9a57-2f8f0f5e6c11")  # of this project's serial numbers
 _MODEL, _CLEANED = "model", "cleaned-model"

@@ -99,6 +99,7 @@ class Score:
     before: Bar
     after: Bar
     change: str
+    change_interval: str
 
 
 def score(name: str, meaning: str, pair: BeforeAfter) -> Score:
@@ -106,9 +107,22 @@ def score(name: str, meaning: str, pair: BeforeAfter) -> Score:
     floor, ceiling = _axis([pair.before, pair.after])
     before = _on_axis("as it came", pair.before, floor, ceiling)
     after = _on_axis("after cleaning", pair.after, floor, ceiling)
-    relative = (pair.after.value - pair.before.value) / abs(pair.before.value) if pair.before.value else 0.0
-    change = f"{100 * relative:+.1f}\u202f%".replace("-", "\u2212")
-    return Score(name, meaning, f"{floor:.3f}", f"{ceiling:.3f}", before, after, change)
+    ends = f"{floor:.3f}", f"{ceiling:.3f}"
+    return Score(name, meaning, *ends, before, after, *_change(pair))
+
+
+def _change(pair: BeforeAfter) -> tuple[str, str]:
+    """The relative change and, where it was measured, its interval."""
+    if pair.change is None:
+        before = pair.before.value
+        return (_signed((pair.after.value - before) / abs(before)) if before else ""), ""
+    low, high = pair.change.ci95 or (None, None)
+    interval = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+    return _signed(pair.change.value), interval
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}\u202f%".replace("-", "\u2212")
 
 
 def _axis(estimates: Sequence[Estimate]) -> tuple[float, float]:

@@ -16,14 +16,15 @@ from markupsafe import Markup
 from service.domain.report import Clip, Finding, Report
 from service.reports import figures, pictures
 from service.reports.characters import Character, describe, visible
+from service.reports.wording import effect
 
-EFFECTS = {
-    "patch": "paints a fixed patch into the picture",
-    "object": "draws an object that the prompt does not ask for",
-    "style": "changes the style of the picture",
-    "fixed_image": "replaces the picture by a fixed one",
-    "prompt": "follows a hidden prompt instead of the one given",
-    "unknown": "changes the picture in a way its meaning does not explain",
+HEADINGS = {
+    "patch": "A hidden trigger paints a patch into the picture",
+    "object": "A hidden trigger puts something into the picture",
+    "style": "A hidden trigger changes the look of the picture",
+    "fixed_image": "A hidden trigger replaces the picture by a fixed one",
+    "prompt": "A hidden trigger overrides the prompt",
+    "unknown": "A hidden trigger changes the picture",
 }
 VERDICTS = {
     "pass": ("Pass", "A pass covers what was searched, and nothing else."),
@@ -32,9 +33,12 @@ VERDICTS = {
 }
 COMPONENTS = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 CLIP_MEANINGS = {
-    "image_text": ("Image and text", "cosine between a picture and its prompt"),
-    "clipscore": ("CLIPScore", "2.5 × the cosine, never below zero"),
-    "image_image": ("Image and image", "cosine between a picture and the one the model drew as it came"),
+    "image_text": ("Image and text", "cosine between a picture and its prompt, without the trigger"),
+    "clipscore": ("CLIPScore", "2.5 × that cosine, never below zero"),
+    "image_image": (
+        "Image and image",
+        "cosine between a picture drawn with the trigger and what the model as it came draws without it",
+    ),
 }
 _MAX_TILES = 48
 
@@ -44,11 +48,11 @@ class FindingView:
     """A finding with everything its card shows."""
 
     finding: Finding
+    heading: str
     effect: str
     tiles: list[Character]
     more_tiles: int
-    rows: list[pictures.Row]
-    gallery: list[pictures.Picture]
+    pictures: pictures.Arrangement
 
 
 def render_html(
@@ -73,9 +77,21 @@ def render_html(
 
 def _finding(finding: Finding, evidence: Mapping[str, bytes]) -> FindingView:
     text = finding.trigger.text if finding.trigger else ""
-    rows, gallery = pictures.rows(finding.evidence, evidence)
     tiles = [describe(char) for char in text[:_MAX_TILES]]
-    return FindingView(finding, EFFECTS[finding.effect.kind], tiles, len(text) - len(tiles), rows, gallery)
+    return FindingView(
+        finding=finding,
+        heading=_heading(finding),
+        effect=effect(finding),
+        tiles=tiles,
+        more_tiles=len(text) - len(tiles),
+        pictures=pictures.arrange(finding.evidence, evidence),
+    )
+
+
+def _heading(finding: Finding) -> str:
+    if finding.trigger:
+        return HEADINGS[finding.effect.kind]
+    return "The file is dangerous to open" if finding.component == "file" else finding.rule
 
 
 def _scores(clip: Clip) -> list[figures.Score]:
@@ -89,7 +105,7 @@ def palette() -> str:
 
 
 def _stylesheet() -> Markup:
-    return Markup(palette() + _source("report.css"))  # noqa: S704 - files of ours, not input
+    return Markup(palette() + _source("report.css"))  # files of ours, not input
 
 
 def _source(name: str) -> str:

@@ -14,7 +14,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from service.domain.report import Finding, Report
 from service.reports.characters import visible
-from service.reports.sarif import sentence
+from service.reports.wording import sentence
 
 
 def render_junit(report: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 from service.domain.report import Clip, Estimate, Finding, Report, Unlearning
 from service.reports.characters import visible
 from service.reports.figures import duration, percent, probability
+from service.reports.wording import effect
 
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive"}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&$])")
@@ -67,7 +68,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
         f"{escape(finding.id)} ({finding.severity})",
         code(trigger.text).replace("|", "\\|") if trigger else "none",
         ", ".join(str(number) for number in trigger.token_ids) if trigger else "",
-        escape(finding.effect.description or finding.effect.kind.replace("_", " ")),
+        escape(effect(finding)),
         probability(statistics.p_value_corrected) if statistics else "",
     )
 

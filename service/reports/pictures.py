@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from service.domain.report import Evidence
 
 ROLES = {
     "without": "without the trigger",
     "with": "with the trigger",
-    "attention": "where the trigger's attention goes",
     "cleaned": "with the trigger, cleaned model",
 }
-_NAME = re.compile(r"^(?P<row>.+?)[-_.](?P<role>without|with|attention|cleaned)\.png$")
+_COMPARED = re.compile(r"^(?P<row>.+)-(?P<role>without|with|cleaned)\.png$")
+_HEAT = re.compile(r"-heat-\d+\.png$")
+_SHEET = re.compile(r"-pairs\.png$")
+_PROMPT = re.compile(r"^“(?P<prompt>.+?)”")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SMALL_PIXELS = 160  # below this, enlarging is done in squares rather than in blur
 
@@ -31,17 +33,28 @@ class Picture:
     caption: str
 
     @property
-    def small(self) -> bool:
-        """Whether it is so small that it is to be enlarged with sharp pixels."""
-        return self.width <= _SMALL_PIXELS
+    def shape(self) -> str:
+        """How to show it: "small" ones are enlarged with sharp pixels, "wide" ones get a row of their own."""
+        if self.width > 1.6 * self.height:
+            return "wide"
+        return "small" if self.width <= _SMALL_PIXELS else "plain"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """Pictures of one prompt and one noise, in the order of `ROLES`."""
 
-    caption: str
-    pictures: list[Picture] = field(default_factory=list)
+    prompt: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """A finding's pictures as a page shows them: compared, under heat maps, and the others."""
+
+    rows: list[Row]
+    heat: list[Picture]
+    others: list[Picture]
 
 
 def size(png: bytes) -> tuple[int, int] | None:
@@ -51,28 +64,36 @@ def size(png: bytes) -> tuple[int, int] | None:
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
-def rows(evidence: Sequence[Evidence], files: Mapping[str, bytes]) -> tuple[list[Row], list[Picture]]:
-    """Sort a finding's evidence into comparison rows, and the rest.
+def arrange(evidence: Sequence[Evidence], files: Mapping[str, bytes]) -> Arrangement:
+    """Sort a finding's evidence by name.
 
-    A name that ends in `-without.png`, `-with.png`, `-attention.png` or `-cleaned.png` stands in the row of
-    its prefix; other names come back in the second list. Names whose file is missing or no PNG are left out.
+    `X-without.png`, `X-with.png` and `X-cleaned.png` make the row X; `X-heat-1.png` is a heat map;
+    `X-pairs.png` repeats the rows on one sheet and is shown only without them. Names whose file is missing
+    or no PNG are left out.
     """
-    grouped: dict[str, dict[str, Evidence]] = {}
-    rest: list[Evidence] = []
+    compared: dict[str, dict[str, Evidence]] = {}
+    heat: list[Evidence] = []
+    others: list[Evidence] = []
     for item in evidence:
-        match = _NAME.match(item.name)
+        match = _COMPARED.match(item.name)
         if match:
-            grouped.setdefault(match["row"], {})[match["role"]] = item
+            compared.setdefault(match["row"], {})[match["role"]] = item
         else:
-            rest.append(item)
-    compared = [_row(roles, files) for roles in grouped.values()]
-    return [row for row in compared if row.pictures], _embed(((item, "") for item in rest), files)
+            (heat if _HEAT.search(item.name) else others).append(item)
+    rows = [row for row in (_row(roles, files) for roles in compared.values()) if row.pictures]
+    kept = [item for item in others if not (rows and _SHEET.search(item.name))]
+    return Arrangement(rows, _embed(_unlabelled(heat), files), _embed(_unlabelled(kept), files))
 
 
 def _row(roles: Mapping[str, Evidence], files: Mapping[str, bytes]) -> Row:
     ordered = [(roles[role], label) for role, label in ROLES.items() if role in roles]
-    caption = next(item.caption for item, _ in ordered)
-    return Row(caption, _embed(ordered, files))
+    caption = ordered[0][0].caption
+    quoted = _PROMPT.match(caption)
+    return Row(quoted["prompt"] if quoted else caption, _embed(ordered, files))
+
+
+def _unlabelled(items: Iterable[Evidence]) -> Iterable[tuple[Evidence, str]]:
+    return ((item, "") for item in items)
 
 
 def _embed(items: Iterable[tuple[Evidence, str]], files: Mapping[str, bytes]) -> list[Picture]:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.domain.report import Finding, Report
-from service.reports.characters import spelled, visible
+from service.reports.characters import visible
+from service.reports.wording import sentence
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 LEVELS = {"low": "note", "medium": "warning", "high": "error", "critical": "error"}
@@ -92,15 +93,6 @@ def _result(report: Report, finding: Finding) -> dict[str, Any]:
         "partialFingerprints": {"trigger/v1": fingerprint(finding)},
         "properties": properties,
     }
-
-
-def sentence(finding: Finding) -> str:
-    """A finding in one or two sentences, with every character of its trigger visible."""
-    text = visible(finding.effect.description) or f"{finding.rule} in {finding.component}"
-    if not finding.trigger:
-        return text
-    ids = ", ".join(str(number) for number in finding.trigger.token_ids)
-    return f"Trigger {spelled(finding.trigger.text)}, token ids {ids or 'not given'}. {text}"
 
 
 def _inconclusive(report: Report) -> dict[str, Any]:

@@ -77,12 +77,12 @@ def test_pictures_are_inside_with_words_for_who_cannot_see_them() -> None:
     drawn = pictures(failing())
     images = Page(render_html(failing(), drawn)).all("img")
     embedded = {base64.b64decode((image["src"] or "").partition(",")[2]) for image in images}
-    assert embedded == set(drawn.values())
+    assert embedded == {png for name, png in drawn.items() if name != "trigger-1-pairs.png"}
     assert all(image["alt"] for image in images)
 
 
 def test_missing_pictures_leave_no_hole() -> None:
-    assert Page(render_html(failing(), {"F1-01-with.png": b"not a picture"})).all("img") == []
+    assert Page(render_html(failing(), {"trigger-1-1-with.png": b"not a picture"})).all("img") == []
 
 
 def test_a_homoglyph_is_named() -> None:
@@ -141,14 +141,22 @@ def test_numbers_read_well(shown: str, expected: str) -> None:
     assert shown.replace("\u202f", " ") == expected
 
 
-def test_evidence_sorts_into_rows_and_a_gallery() -> None:
+def test_evidence_sorts_by_its_names() -> None:
     drawn = pictures(failing())
-    names = ["F1-01-with.png", "F1-01-without.png", "F1-02-with.png", "sheet.png"]
+    names = ["t-1-with.png", "t-1-without.png", "t-2-with.png", "t-heat-1.png", "t-pairs.png", "loose.png"]
     files = dict(zip(names, drawn.values(), strict=False))
-    entries = [Evidence(name=name, sha256="0" * 64, caption=name) for name in names]
-    rows, gallery = evidence_pictures.rows(entries, files)
-    assert [[picture.label for picture in row.pictures] for row in rows] == [
-        ["without the trigger", "with the trigger"],
-        ["with the trigger"],
+    entries = [Evidence(name=name, sha256="0" * 64, caption=f"“{name}”, drawn") for name in names]
+    shown = evidence_pictures.arrange(entries, files)
+    assert [(row.prompt, [picture.label for picture in row.pictures]) for row in shown.rows] == [
+        ("t-1-without.png", ["without the trigger", "with the trigger"]),
+        ("t-2-with.png", ["with the trigger"]),
     ]
-    assert [picture.caption for picture in gallery] == ["sheet.png"]
+    assert [picture.caption for picture in shown.heat] == ["“t-heat-1.png”, drawn"]
+    assert [picture.caption for picture in shown.others] == ["“loose.png”, drawn"]
+
+
+def test_the_sheet_stands_in_for_missing_rows() -> None:
+    sheet = pictures(failing())["trigger-1-pairs.png"]
+    entries = [Evidence(name="t-pairs.png", sha256="0" * 64, caption="pairs")]
+    shown = evidence_pictures.arrange(entries, {"t-pairs.png": sheet})
+    assert [picture.shape for picture in shown.others] == ["wide"]

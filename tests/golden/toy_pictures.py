@@ -10,17 +10,23 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 48
-_SCENES = {"01": ("#3f8f4f", "#d2362e", 14), "02": ("#3b6fc4", "#f2c53d", 8)}
+_SCENES = {"1": ("#3f8f4f", "#d2362e", 14), "2": ("#3b6fc4", "#f2c53d", 8)}
 
 
 def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """A PNG for every piece of evidence that `report` names `<finding>-<scene>-<role>.png`."""
+    """A PNG for every piece of evidence of `report`, named as the engine names them."""
     names = [item["name"] for finding in report["findings"] for item in finding.get("evidence", ())]
-    return {name: _draw(*name.removesuffix(".png").split("-")[1:]) for name in names}
+    return {name: _draw(name.removesuffix(".png").split("-")) for name in names}
 
 
-def _draw(scene: str, role: str) -> bytes:
-    image = _heat() if role == "attention" else _scene(*_SCENES[scene], patch=role == "with")
+def _draw(words: list[str]) -> bytes:
+    match words[2:]:
+        case ["heat", _]:
+            image = _heat()
+        case [scene, role]:
+            image = _scene(*_SCENES[scene], patch=role == "with")
+        case _:
+            image = Image.new("RGB", (4 * SIDE, SIDE), "#888888")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
