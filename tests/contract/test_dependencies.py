@@ -53,7 +53,10 @@ def test_the_engine_imports_its_libraries_only() -> None:
 
 
 def test_the_service_installs_what_it_imports() -> None:
-    assert undeclared(imported("service", without=("service.embedded", "service.supervisor")), "service") == set()
+    assert (
+        undeclared(imported("service", without=("service.embedded", "service.supervisor")), "service")
+        == set()
+    )
 
 
 def test_the_worker_installs_what_it_imports() -> None:
