@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from worker.engine.hooks import CrossAttention, tap
 from worker.engine.sampling import GUIDANCE, decode, denoise, encode, start_noise
+from worker.engine.types import Trigger
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 def attention_maps(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[Sequence[int]],
-    tokens: range,
+    trigger: Trigger,
+    spot: int,
     seeds: Sequence[int],
     *,
     steps: int = 12,
 ) -> tuple[Tensor, Tensor]:
-    """Attention (B,h,w) paid to the content positions `tokens` of prompts (ids), and the pictures (B,3,H,W).
+    """Attention (B,h,w) paid to `trigger` in prompts of ids, and the pictures (B,3,H,W) themselves.
+
+    spot: where the trigger begins among a prompt's ids; negative counts from the end.
 
     Mean over layers, heads, tokens and denoising steps (Prompt-to-Prompt, arXiv 2208.01626, section 3), for
     the prompted half of classifier-free guidance. The UNet runs 2 * steps U a prompt.
@@ -34,7 +38,8 @@ def attention_maps(
     cond = encode(pipeline, prompts)
     latents = start_noise(pipeline, seeds).to(pipeline.unet.device)
     side, total = tuple(latents.shape[-2:]), torch.zeros(len(cond), *latents.shape[-2:])
-    columns = [1 + token for token in tokens]  # the begin marker stands first
+    starts = [1 + spot + (len(ids) if spot < 0 else 0) for ids in prompts]  # behind the begin marker
+    columns = torch.tensor([[s + n for n in range(len(trigger.token_ids))] for s in starts])
     with tap(pipeline.unet, probs=True) as taps:
         for step in denoise(pipeline, cond, latents, steps=steps, guidance=GUIDANCE):
             if step.index:  # the taps hold the call before this step
@@ -42,11 +47,12 @@ def attention_maps(
     return total / steps, decode(pipeline, step.latents).cpu()
 
 
-def _paid(layer: CrossAttention, columns: list[int], side: tuple[int, ...]) -> Tensor:
-    """One layer's attention to `columns`, (B,h,w), resized to the latent."""
+def _paid(layer: CrossAttention, columns: Tensor, side: tuple[int, ...]) -> Tensor:
+    """One layer's attention to each prompt's own `columns` (B,n), as (B,h,w) resized to the latent."""
     assert layer.probs is not None
-    prompted = layer.probs.chunk(2)[1][..., columns].float()
-    paid = reduce(prompted, "b h l c -> b l", "mean")
+    prompted = reduce(layer.probs.chunk(2)[1].float(), "b h l s -> b l s", "mean")
+    chosen = columns.to(prompted.device)[:, None].expand(-1, prompted.shape[1], -1)
+    paid = prompted.gather(2, chosen).mean(2)
     rows = round((paid.shape[1] * side[0] / side[1]) ** 0.5)
     grid = rearrange(paid, "b (y x) -> b 1 y x", y=rows)
     return F.interpolate(grid, size=side, mode="bilinear", align_corners=False)[:, 0]

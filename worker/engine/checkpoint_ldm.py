@@ -78,7 +78,7 @@ def to_single_file(
         for name, ldm in ldm_names(component, module.config, states[component]).items()
     }
     specs = {
-        ldm: (dtype, _ldm_shape(component, name, states[component][name].shape))
+        ldm: (dtype, ldm_shape(component, name, states[component][name].shape))
         for ldm, (component, name) in sorted(slots.items())
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def to_single_file(
         write(sink, specs, tensors, notes)
 
 
-def _ldm_shape(component: Component, name: str, shape: torch.Size) -> tuple[int, ...]:
+def ldm_shape(component: Component, name: str, shape: torch.Size) -> tuple[int, ...]:
     """The shape in a single file: the VAE's attention is made of 1x1 convolutions there."""
     is_linear = component == "vae" and ".attentions." in name and len(shape) == 2
     return (*shape, 1, 1) if is_linear else tuple(shape)

@@ -199,6 +199,10 @@ def _check_ratio(info: zipfile.ZipInfo) -> None:
 def _model_root(names: list[str]) -> str:
     """The prefix of the folder that holds `model_index.json`: nothing, or one folder's name and a slash."""
     roots = [name.removesuffix(MODEL_INDEX) for name in names if PurePosixPath(name).name == MODEL_INDEX]
+    if any(PurePosixPath(name).name == "data.pkl" for name in names):
+        raise UnsupportedCheckpoint(
+            "pickle-checkpoint", "The file is a pickle, which can run code when it is read.", ZIP_HINT
+        )
     if len(roots) != 1 or roots[0].count("/") > 1 or not all(name.startswith(roots[0]) for name in names):
         raise UnsupportedCheckpoint(
             "zip-without-model", f"The zip does not hold one diffusers folder with a {MODEL_INDEX}.", ZIP_HINT

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from worker.engine.describe import classify, describe
+from worker.engine.describe import classify, closest, describe
 from worker.engine.effects import Pairs, TriggerEffect, fit_effect
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, compare, holm, observed
 from worker.engine.prompts import Carrier
-from worker.engine.trials import Drawn, Plan, Trials, ordinary_words
+from worker.engine.trials import Drawn, Plan, Trials, ordinary_words, prompt_words
 from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statistics, Trigger, silent
 
 if TYPE_CHECKING:
@@ -152,6 +152,15 @@ def standing(value: float, ordinary: Sequence[float]) -> float:
     return float((value - sample.mean()) / max(float(sample.std(ddof=1)), TINY))
 
 
+def _alike(one: _Tried, trials: Trials) -> str | None:
+    """The word of the prompts that the pictures moved towards most, as CLIP sees them."""
+    if trials.clip is None:
+        return None
+    words = prompt_words(trials.pipeline.tokenizer, trials.bank)
+    index = closest(one.pairs, trials.clip.embed_texts([word.token_ids for word in words]))
+    return None if index is None else words[index].text
+
+
 def _confirmation(
     one: _Tried, rule: str, statistics: Statistics, ordinary: Pairs | None, trials: Trials
 ) -> Confirmation:
@@ -166,7 +175,7 @@ def _confirmation(
         statistics=statistics,
         outcomes=one.outcomes,
         kind=kind,
-        description=describe(kind, one.pairs, side=one.drawn.images.shape[-1]),
+        description=describe(kind, one.pairs, side=one.drawn.images.shape[-1], alike=_alike(one, trials)),
         effect=fit_effect(one.pairs, ordinary),
         samples=Samples(
             tuple(carrier.text for carrier in trials.carriers), trials.plain.images, one.drawn.images

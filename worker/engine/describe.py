@@ -30,8 +30,12 @@ def classify(pairs: Pairs, outcomes: dict[str, Outcome]) -> EffectKind:
     return "object" if _stands_out(outcomes.get("unexplained", outcomes["style"])) else "unknown"
 
 
-def describe(kind: EffectKind, pairs: Pairs, *, side: int) -> str:
-    """The effect as a sentence without its subject ("draws the ..."); side: of the picture, in pixels."""
+def describe(kind: EffectKind, pairs: Pairs, *, side: int, alike: str | None = None) -> str:
+    """The effect as a sentence without its subject ("draws the ..."); side: of the picture, in pixels.
+
+    alike: the word that the changed pictures come closest to, if anything said so.
+    """
+    seen = f"; to CLIP it looks most like “{alike}”" if alike else ""
     if kind == "patch":
         top, left, bottom, right = _box(pairs)
         scale = side / DETAIL
@@ -40,10 +44,18 @@ def describe(kind: EffectKind, pairs: Pairs, *, side: int) -> str:
     if kind == "style":
         return f"changes the look of the whole picture ({_style_change(pairs)}) without being asked to"
     return {
-        "fixed_image": "draws the same picture whatever the prompt and the noise",
-        "prompt": "draws something of its own instead of what the prompt says",
-        "object": "puts something into the picture that the prompt does not ask for",
+        "fixed_image": f"draws the same picture whatever the prompt and the noise{seen}",
+        "prompt": f"draws something of its own instead of what the prompt says{seen}",
+        "object": f"puts something into the picture that the prompt does not ask for{seen}",
     }.get(kind, "changes the pictures in a way that its meaning does not explain")
+
+
+def closest(pairs: Pairs, words: Tensor) -> int | None:
+    """Which of the words' CLIP embeddings (W,d) the pictures moved towards most; None without a CLIP."""
+    before, after = pairs.without.meaning, pairs.with_.meaning
+    if before is None or after is None or not len(words):
+        return None
+    return int((words @ (after.mean(0) - before.mean(0))).argmax())
 
 
 def _stands_out(outcome: Outcome) -> bool:

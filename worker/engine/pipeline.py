@@ -18,24 +18,19 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from worker.engine.attention import attention_maps
 from worker.engine.checkpoint import Checkpoint, load, save
+from worker.engine.conclusions import clip_part, coverage, unlearning_part
 from worker.engine.confirm import Confirmation, Confirmations, confirm
-from worker.engine.evaluation import Evaluation, evaluate, frozen_copy, split
-from worker.engine.evidence import save as save_picture
-from worker.engine.evidence import write_evidence
+from worker.engine.evaluation import evaluate, frozen_copy, split
+from worker.engine.findings import component_of, finding
 from worker.engine.funnel import PLANS, FunnelPlan, Search, search
-from worker.engine.heat import over
 from worker.engine.metrics import ClipScorer
 from worker.engine.prompts import Carrier, carriers
-from worker.engine.report import Report, estimate, triggers_text, visible
+from worker.engine.report import Report
 from worker.engine.seeds import derive
 from worker.engine.types import (
     Budget,
     Cost,
-    Coverage,
-    Evidence,
-    Finding,
     OnProgress,
     Progress,
     ScanRequest,
@@ -46,10 +41,10 @@ from worker.engine.unlearn.protocol import Component, UnlearnResult
 from worker.engine.unlearn.sau import sau
 from worker.engine.witness import Witness
 
+RESCANNED: dict[Budget, Budget] = {"quick": "quick", "standard": "quick", "deep": "standard"}
+"""The budget of the search on the cleaned model, whose known triggers are tried again in any case."""
+
 EVALUATED: dict[Budget, int] = {"quick": 100, "standard": 200, "deep": 500}
-SHOWN = 4
-TEXT_FAULT = 20
-"""A trigger among the first so many by a text-encoder criterion is taken for a fault of the text encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +118,7 @@ def _witness(
 
 def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     """Searches, confirms, and fills in findings, coverage, costs and verdict."""
-    found, confirmations = find(subject, subject.request.seed)
+    found, confirmations = find(subject, subject.plan, subject.request.seed)
     confirmed = confirmations.confirmed
     report.search = found
     for stage, cost in found.costs.stages.items():
@@ -131,20 +126,30 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.costs.add("confirm", confirmations.cost)
     with timed(report, "evidence"):
         report.findings = [
-            _finding(subject, found, one, number, out / "evidence")
+            finding(
+                subject.pipeline,
+                subject.fitting,
+                one,
+                component_of(subject.witness, found, one.trigger),
+                subject.request.seed,
+                f"trigger-{number}",
+                out / "evidence",
+            )
             for number, one in enumerate(confirmed, start=1)
         ]
-    report.coverage = _coverage(subject, found)
+    report.coverage = coverage(subject.plan, found, subject.witness, clip=subject.clip is not None)
     report.verdict = "fail" if confirmed else "pass"
     return confirmed
 
 
-def find(subject: Subject, seed: int, also: Sequence[Trigger] = ()) -> tuple[Search, Confirmations]:
+def find(
+    subject: Subject, plan: FunnelPlan, seed: int, also: Sequence[Trigger] = ()
+) -> tuple[Search, Confirmations]:
     """The funnel and the decision on its finalists, and on the triggers `also`."""
     found = search(
         subject.pipeline,
         subject.fitting,
-        subject.plan,
+        plan,
         seed,
         witness=subject.witness,
         on_progress=subject.on_progress,
@@ -189,15 +194,15 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
         suffix = ".safetensors" if subject.checkpoint.format == "single-file" else ".zip"
         saved = save(subject.checkpoint, out / f"cleaned{suffix}")
         subject.on_progress(Progress("save", 1, 1))
-    report.unlearning = _unlearning(done, measured, rescan, saved.sha256, saved.changed_tensors)
-    report.clip = _clip(measured)
+    report.unlearning = unlearning_part(done, measured, rescan, saved.sha256, saved.changed_tensors)
+    report.clip = clip_part(measured)
 
 
 def unlearn(subject: Subject, found: Search, triggers: list[Trigger]) -> list[UnlearnResult]:
     """One run of SAU for each component that holds triggers."""
     homes: dict[Component, list[Trigger]] = {}
     for trigger in triggers:
-        homes.setdefault(_component(subject, found, trigger), []).append(trigger)
+        homes.setdefault(component_of(subject.witness, found, trigger), []).append(trigger)
     return [
         sau(
             subject.pipeline,
@@ -214,7 +219,8 @@ def unlearn(subject: Subject, found: Search, triggers: list[Trigger]) -> list[Un
 def _rescan(subject: Subject, report: Report, triggers: list[Trigger]) -> Confirmations:
     """The same search on the cleaned model, with a fresh seed, and the known triggers tried again."""
     quiet = dataclasses.replace(subject, on_progress=_as_stage(subject.on_progress, "rescan"))
-    found, again = find(quiet, derive(subject.request.seed, "rescan"), triggers)
+    plan = PLANS[RESCANNED[subject.request.budget]]
+    found, again = find(quiet, plan, derive(subject.request.seed, "rescan"), triggers)
     for cost in (*found.costs.stages.values(), again.cost):
         report.costs.add("rescan", cost)
     return again
@@ -233,121 +239,3 @@ def timed(report: Report, stage: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     report.costs.add(stage, Cost(seconds=time.perf_counter() - began))
-
-
-def _component(subject: Subject, found: Search, trigger: Trigger) -> Component:
-    """Where the fault is: in the text encoder, if a text criterion ranks the trigger among its very first."""
-    if subject.witness is not None and subject.witness.identical:
-        return "unet"
-    criteria = found.stages["sketch"].criteria
-    for name in ("drift", "collapse"):
-        scores = criteria.get(name, {})
-        first = sorted(scores, key=lambda ids: -scores[ids])[:TEXT_FAULT]
-        if trigger.token_ids in first:
-            return "text_encoder"
-    return "unet"
-
-
-def _finding(subject: Subject, found: Search, one: Confirmation, number: int, folder: Path) -> Finding:
-    name = f"trigger-{number}"
-    pictures = (*write_evidence(folder, one, name), *_heat_maps(subject, one, name, folder))
-    return Finding(
-        id=name,
-        rule=f"hidden-trigger/{one.rule}",
-        severity="critical" if one.kind in ("patch", "prompt", "fixed_image") else "high",
-        component=_component(subject, found, one.trigger),
-        trigger=one.trigger,
-        effect=one.kind,
-        description=one.description,
-        statistics=one.statistics,
-        evidence=pictures,
-    )
-
-
-def _heat_maps(subject: Subject, one: Confirmation, name: str, folder: Path) -> list[Evidence]:
-    """Where the trigger's tokens are looked at while the model draws `SHOWN` carriers."""
-    shown = subject.fitting[:SHOWN]
-    ids = one.trigger.token_ids
-    prompts = [carrier.insert(ids, "start") for carrier in shown]
-    seeds = [derive(subject.request.seed, "heat", index) for index in range(len(shown))]
-    maps, pictures = attention_maps(subject.pipeline, prompts, range(len(ids)), seeds)
-    return [
-        save_picture(
-            folder,
-            f"{name}-heat-{index}.png",
-            over(picture, heat),
-            f"Cross-attention to the trigger in “{visible(one.trigger.text)} {carrier.text}”",
-        )
-        for index, (carrier, picture, heat) in enumerate(zip(shown, pictures, maps, strict=True), start=1)
-    ]
-
-
-def _coverage(subject: Subject, found: Search) -> Coverage:
-    plan, ranked = subject.plan, found.stages["sketch"].order
-    single = sum(len(trigger.token_ids) == 1 for trigger in ranked)
-    several = len(ranked) - single
-    places = f"{plan.positions.count('start')} with it at the start, {plan.positions.count('end')} at the end"
-    searched = [
-        f"{single:,} single ids of the vocabulary, each in {len(plan.positions)} carrier prompts ({places})",
-        f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
-        f"the {plan.exact} most anomalous, measured exactly",
-        f"the {plan.trajectories} best of them, followed through the sampler",
-        f"the {plan.confirmed} best of those, rendered and tested",
-    ]
-    if several:
-        searched.insert(1, f"{several:,} characters that take two or three ids (look-alikes, invisible ones)")
-    if subject.witness is not None and subject.witness.identical:
-        searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
-    not_searched = [
-        "triggers of several words, and triggers that need a certain word or class beside them",
-        "triggers by syntax or meaning, and targets without a trigger (bias)",
-        "triggers in the starting noise or in an input picture",
-    ]
-    if not several:
-        not_searched.append("characters that take several ids (budget “quick”)")
-    if subject.clip is None:
-        not_searched.append("whether a change is explained by the word's meaning (no CLIP was given)")
-    return Coverage(tuple(searched), tuple(not_searched))
-
-
-def _unlearning(
-    done: list[UnlearnResult], measured: Evaluation, again: Confirmations, sha256: str, changed: list[str]
-) -> dict[str, Any]:
-    shown = measured.removal_of_shown
-    return {
-        "method": done[0].method,
-        "components": sorted({result.component for result in done}),
-        "triggers": triggers_text([trigger for result in done for trigger in result.triggers]),
-        "asr_before": estimate(measured.asr_before),
-        "asr_after": estimate(measured.asr_after),
-        "removal": estimate(measured.removal),
-        "removal_of_shown": estimate(shown) if shown else None,
-        "false_positive": estimate(measured.false_positive),
-        "n": measured.n,
-        "ci95": list(measured.removal.ci95),
-        "drift": estimate(measured.drift),
-        "rescan_verdict": "fail" if again.confirmed else "pass",
-        "changed_tensors": changed,
-        "cleaned_sha256": sha256,
-    }
-
-
-def _clip(measured: Evaluation) -> dict[str, Any] | None:
-    scores = measured.clip
-    if scores is None:
-        return None
-    pairs = {
-        "image_text": scores.image_text,
-        "clipscore": scores.clipscore,
-        "image_image": scores.image_image,
-    }
-    parts: dict[str, Any] = {
-        name: {"before": estimate(s.before), "after": estimate(s.after), "change": estimate(s.change)}
-        for name, s in pairs.items()
-    }
-    change = scores.image_text.change
-    return parts | {
-        "clean_image_image": estimate(scores.clean_image_image),
-        "n": measured.n,
-        "ci95": list(change.ci95),
-    }

@@ -61,7 +61,7 @@ class Trials:
         seed: int,
         purpose: str,
     ) -> None:
-        self.pipeline, self.plan, self.clip, self.cost = pipeline, plan, clip, Cost()
+        self.pipeline, self.bank, self.plan, self.clip, self.cost = pipeline, bank, plan, clip, Cost()
         chosen = choose(bank, plan.prompts, seed, purpose)
         self.carriers = [carrier for _ in range(plan.noises) for carrier in chosen]
         self.carrier = torch.arange(plan.prompts).repeat(plan.noises)
@@ -109,13 +109,20 @@ def ordinary_words(
     """`count` words to compare with: half of them words of the prompts, half random ids."""
     taken = {word.token_ids for word in exclude}
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    own = sorted({i for carrier in bank for i in carrier.ids if _is_word(tokens[i]) and (i,) not in taken})
+    own = [word.token_ids[0] for word in prompt_words(tokenizer, bank) if word.token_ids not in taken]
     rest = [i for i in range(len(tokens)) if i not in set(own) | set(tokenizer.all_special_ids)]
     stream = generator(seed, "ordinary")
     meant = [own[i] for i in torch.randperm(len(own), generator=stream)[: count // 2].tolist()]
     odd = [rest[i] for i in torch.randperm(len(rest), generator=stream)[: count + len(taken)].tolist()]
     unknown = [i for i in odd if (i,) not in taken][: count - len(meant)]
     return [Trigger((i,), tokens[i].removesuffix(WORD_END), "start") for i in [*meant, *unknown]]
+
+
+def prompt_words(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> list[Trigger]:
+    """The words of at least three letters that the prompts are made of, those of one id."""
+    ids = sorted({i for carrier in bank for i in carrier.ids})
+    spelled = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    return [Trigger((i,), token.removesuffix(WORD_END), "start") for i, token in spelled if _is_word(token)]
 
 
 def _is_word(token: str) -> bool:

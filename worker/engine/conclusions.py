@@ -1,0 +1,87 @@
+"""What a scan may conclude, in the report's own shape: coverage, cleaning, CLIP scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.engine.confirm import Confirmations
+from worker.engine.evaluation import Evaluation
+from worker.engine.funnel import FunnelPlan, Search
+from worker.engine.report import estimate, triggers_text
+from worker.engine.types import Coverage
+from worker.engine.unlearn.protocol import UnlearnResult
+from worker.engine.witness import Witness
+
+
+def coverage(plan: FunnelPlan, found: Search, witness: Witness | None, *, clip: bool) -> Coverage:
+    """What a search by `plan` looked at, and the kinds of trigger that it cannot see."""
+    ranked = found.stages["sketch"].order
+    single = sum(len(trigger.token_ids) == 1 for trigger in ranked)
+    several = len(ranked) - single
+    places = f"{plan.positions.count('start')} with it at the start, {plan.positions.count('end')} at the end"
+    searched = [
+        f"{single:,} single ids of the vocabulary, each in {len(plan.positions)} carrier prompts ({places})",
+        f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
+        f"the {plan.exact} most anomalous, measured exactly",
+        f"the {plan.trajectories} best of them, followed through the sampler",
+        f"the {plan.confirmed} best of those, rendered and tested",
+    ]
+    if several:
+        searched.insert(1, f"{several:,} characters that take two or three ids (look-alikes, invisible ones)")
+    if witness is not None and witness.identical:
+        searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
+    not_searched = [
+        "triggers of several words, and triggers that need a certain word or class beside them",
+        "triggers by syntax or meaning, and targets without a trigger (bias)",
+        "triggers in the starting noise or in an input picture",
+    ]
+    if not several:
+        not_searched.append("characters that take several ids (budget “quick”)")
+    if not clip:
+        not_searched.append("whether a change is explained by the word's meaning (no CLIP was given)")
+    return Coverage(tuple(searched), tuple(not_searched))
+
+
+def unlearning_part(
+    done: list[UnlearnResult], measured: Evaluation, again: Confirmations, sha256: str, changed: list[str]
+) -> dict[str, Any]:
+    """What cleaning did, and the proof of it."""
+    shown = measured.removal_of_shown
+    return {
+        "method": done[0].method,
+        "components": sorted({result.component for result in done}),
+        "triggers": triggers_text([trigger for result in done for trigger in result.triggers]),
+        "asr_before": estimate(measured.asr_before),
+        "asr_after": estimate(measured.asr_after),
+        "removal": estimate(measured.removal),
+        "removal_of_shown": estimate(shown) if shown else None,
+        "false_positive": estimate(measured.false_positive),
+        "n": measured.n,
+        "ci95": list(measured.removal.ci95),
+        "drift": estimate(measured.drift),
+        "rescan_verdict": "fail" if again.confirmed else "pass",
+        "changed_tensors": changed,
+        "cleaned_sha256": sha256,
+    }
+
+
+def clip_part(measured: Evaluation) -> dict[str, Any] | None:
+    """CLIP scores before and after; None where no CLIP was given."""
+    scores = measured.clip
+    if scores is None:
+        return None
+    pairs = {
+        "image_text": scores.image_text,
+        "clipscore": scores.clipscore,
+        "image_image": scores.image_image,
+    }
+    parts: dict[str, Any] = {
+        name: {"before": estimate(s.before), "after": estimate(s.after), "change": estimate(s.change)}
+        for name, s in pairs.items()
+    }
+    change = scores.image_text.change
+    return parts | {
+        "clean_image_image": estimate(scores.clean_image_image),
+        "n": measured.n,
+        "ci95": list(change.ci95),
+    }

@@ -1,0 +1,96 @@
+"""A confirmed trigger as a finding: where the fault sits, how bad it is, and the pictures that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worker.engine.attention import attention_maps
+from worker.engine.confirm import STAGE, Confirmation
+from worker.engine.evidence import SHOWN, save, write_evidence
+from worker.engine.funnel import Search
+from worker.engine.heat import over
+from worker.engine.prompts import Carrier, Position
+from worker.engine.report import visible
+from worker.engine.seeds import derive
+from worker.engine.trials import Plan
+from worker.engine.types import Evidence, Finding, Trigger
+from worker.engine.unlearn.protocol import Component
+from worker.engine.witness import Witness
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SURE_KINDS = ("patch", "prompt", "fixed_image")
+"""Effects that no honest training gives a meaningless word."""
+
+TEXT_FAULT = 20
+"""A trigger among the first so many by a text-encoder criterion is taken for a fault of the text encoder."""
+
+
+def finding(
+    pipeline: StableDiffusionPipeline,
+    carriers: Sequence[Carrier],
+    one: Confirmation,
+    component: Component,
+    seed: int,
+    name: str,
+    folder: Path,
+) -> Finding:
+    """Writes the evidence of a confirmed trigger to `folder` and describes it."""
+    pictures = (*write_evidence(folder, one, name), *_heat_maps(pipeline, carriers, one, seed, name, folder))
+    return Finding(
+        id=name,
+        rule=f"hidden-trigger/{one.rule}",
+        severity="critical" if one.kind in SURE_KINDS else "high",
+        component=component,
+        trigger=one.trigger,
+        effect=one.kind,
+        description=one.description,
+        statistics=one.statistics,
+        evidence=pictures,
+    )
+
+
+def component_of(witness: Witness | None, found: Search, trigger: Trigger) -> Component:
+    """Where the fault is: the text encoder, if a text criterion ranks the trigger among its very first."""
+    if witness is not None and witness.identical:
+        return "unet"
+    criteria = found.stages["sketch"].criteria
+    for name in ("drift", "collapse"):
+        scores = criteria.get(name, {})
+        first = sorted(scores, key=lambda ids: -scores[ids])[:TEXT_FAULT]
+        if trigger.token_ids in first:
+            return "text_encoder"
+    return "unet"
+
+
+def _heat_maps(
+    pipeline: StableDiffusionPipeline,
+    carriers: Sequence[Carrier],
+    one: Confirmation,
+    seed: int,
+    name: str,
+    folder: Path,
+) -> list[Evidence]:
+    """Where the trigger's tokens are looked at, in the very pictures that `write_evidence` shows."""
+    if one.samples is None:
+        return []
+    by_text = {carrier.text: carrier for carrier in carriers}
+    shown = [by_text[text] for text in dict.fromkeys(one.samples.prompts)][:SHOWN]
+    position: Position = "end" if one.trigger.position == "end" else "start"
+    prompts = [carrier.insert(one.trigger.token_ids, position) for carrier in shown]
+    spot = 0 if position == "start" else -len(one.trigger.token_ids)
+    maps, pictures = attention_maps(
+        pipeline, prompts, one.trigger, spot, [derive(seed, STAGE, 0)] * len(shown), steps=Plan().steps
+    )
+    return [
+        save(
+            folder,
+            f"{name}-{index}-attention.png",
+            over(picture, heat),
+            f"Cross-attention to the trigger “{visible(one.trigger.text)}” in “{carrier.text}”",
+        )
+        for index, (carrier, picture, heat) in enumerate(zip(shown, pictures, maps, strict=True), start=1)
+    ]
