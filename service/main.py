@@ -55,8 +55,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    yield
-    app.state.parts.database.dispose()
+    parts: Parts = app.state.parts
+    with parts.shutdown.watching_signals():
+        yield
+    parts.database.dispose()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def live(app: FastAPI, token: str) -> Iterator[Live]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", token)
+    app.state.parts.shutdown.begin()
     server.should_exit = True
     thread.join(10)
     assert not thread.is_alive()

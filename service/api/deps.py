@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import Annotated, cast
@@ -12,6 +12,7 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from service.api.shutdown import Shutdown
 from service.db import scans, tenants
 from service.db.models import Scan
 from service.db.session import Database
@@ -29,6 +30,7 @@ class Parts:
     settings: Settings
     database: Database
     blobs: BlobStore
+    shutdown: Shutdown = field(default_factory=Shutdown)
 
     @cached_property
     def engine_version(self) -> str:

@@ -66,7 +66,7 @@ async def _stream(request: Request, parts: Parts, scan_id: str, seq: int) -> Asy
         for event in news:
             yield _encode(event)
             seq, spoken = event.seq, time.monotonic()
-        if over or await request.is_disconnected():
+        if over or parts.shutdown.begun or await request.is_disconnected():
             return
         if time.monotonic() - spoken > settings.event_heartbeat_seconds:
             spoken = time.monotonic()

@@ -80,7 +80,7 @@ async def _ended(parts: Parts, principal: Principal, scan_id: str, seconds: floa
     deadline = time.monotonic() + seconds
     while True:
         scan = await run_in_threadpool(find_scan, parts, principal, scan_id)
-        if scan.state in TERMINAL or time.monotonic() >= deadline:
+        if scan.state in TERMINAL or time.monotonic() >= deadline or parts.shutdown.begun:
             return scan
         await asyncio.sleep(parts.settings.event_poll_seconds)
 

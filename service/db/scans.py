@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, tuple_, update
@@ -73,16 +74,16 @@ def list_scans(
     session: Session,
     tenant_id: str,
     *,
-    after: tuple[str, str] | None = None,
+    after: tuple[datetime, str] | None = None,
     state: State | None = None,
     limit: int = 50,
 ) -> Sequence[Scan]:
-    """The tenant's scans, newest first, behind `after`: (created_at as ISO 8601, id) of the last one seen."""
+    """The tenant's scans, newest first, behind `after`: (created_at, id) of the last one seen."""
     statement = select(Scan).where(Scan.tenant_id == tenant_id, Scan.deleted_at.is_(None))
     if state is not None:
         statement = statement.where(Scan.state == state)
     if after is not None:
-        statement = statement.where(tuple_(Scan.created_at, Scan.id) < tuple_(*after))
+        statement = statement.where(tuple_(Scan.created_at, Scan.id) < after)
     return session.scalars(statement.order_by(Scan.created_at.desc(), Scan.id.desc()).limit(limit)).all()
 
 

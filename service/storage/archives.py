@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from service.problems import ArchiveBomb, ArchiveLink, MalformedArchive, UnsafePath
@@ -25,21 +26,21 @@ _TAIL_BYTES = 22 + 20 + 0xFFFF
 
 
 @contextmanager
-def open_archive(path: Path, *, max_total_bytes: int) -> Iterator[zipfile.ZipFile]:
+def open_archive(file: BinaryIO, *, max_total_bytes: int) -> Iterator[zipfile.ZipFile]:
     """The archive, once its directory has passed every limit. Raises a kind of UnsafeArchive."""
-    _check_directory_size(path)
+    size = file.seek(0, os.SEEK_END)
+    _check_directory_size(file, size)
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_members(archive.infolist(), path.stat().st_size, max_total_bytes)
+        with zipfile.ZipFile(file) as archive:
+            _check_members(archive.infolist(), size, max_total_bytes)
             yield archive
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
         raise MalformedArchive("The archive is damaged, or uses an unknown feature.") from error
 
 
-def _check_directory_size(path: Path) -> None:
+def _check_directory_size(file: BinaryIO, file_size: int) -> None:
     """The library reads the whole directory into memory, so its size is looked at first."""
-    with path.open("rb") as file:
-        count, size = _directory(file, path.stat().st_size)
+    count, size = _directory(file, file_size)
     if count > MAX_MEMBERS or size > MAX_DIRECTORY_BYTES:
         raise ArchiveBomb(f"The archive lists {count} members; {MAX_MEMBERS} are allowed.")
 

@@ -6,13 +6,10 @@ loaded is *not* refused: it is a finding, and its scan ends with the verdict "fa
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, cast
 
@@ -24,8 +21,16 @@ from service.problems import (
     UnsupportedFormat,
 )
 from service.storage.archives import open_archive
-from service.storage.pickles import PICKLE_MAGIC, PickleVerdict, scan_checkpoint, scan_stream
-from service.storage.tensor_header import looks_like_safetensors, read_header, read_raw_header
+from service.storage.pickles import (
+    PICKLE_MAGIC,
+    PICKLE_SUFFIXES,
+    PickleVerdict,
+    imports_beyond,
+    scan_checkpoint,
+    scan_members,
+    scan_stream,
+)
+from service.storage.tensor_header import LENGTH_BYTES, looks_like_safetensors, read_header
 
 Format = Literal["safetensors", "diffusers-zip", "pickle"]
 
@@ -33,7 +38,6 @@ LDM_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_mode
 PIPELINE_CLASSES = ("StableDiffusionPipeline",)
 COMPONENTS = ("unet", "vae", "text_encoder")
 MEMBER_SUFFIXES = (".safetensors", ".json", ".txt", ".md", ".png", ".jpg", ".jpeg", ".model", "")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON_BYTES = 2**20
 TEXT_PICKLE_BYTES = 16 * 2**20
 """A file up to this size that is nothing else is also read as a pickle of the old text protocol."""
@@ -65,9 +69,9 @@ class Preflight:
 
     format: Format
     size: int
-    tensors: int = 0
-    dangers: tuple[Danger, ...] = ()
-    checks: tuple[str, ...] = field(default=())
+    tensors: int
+    dangers: tuple[Danger, ...]
+    checks: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form kept with the scan."""
@@ -75,27 +79,32 @@ class Preflight:
 
 
 def preflight(path: Path, *, max_total_bytes: int) -> Preflight:
-    """Identify and judge an uploaded file. Raises a Problem if it is no checkpoint that can be scanned."""
+    """Identify and judge an uploaded file. Raises a Problem if it is no checkpoint that can be scanned.
+
+    max_total_bytes: what an archive may unpack to.
+    """
     with path.open("rb") as file:
         head = file.read(512)
     if looks_like_safetensors(head):
         return _single_file(path)
     if head.startswith(PICKLE_MAGIC):
-        return _pickle(path)
+        return _pickle(path, max_total_bytes)
     if head.startswith(b"PK\x03\x04"):
         return _archive(path, max_total_bytes)
     return _text_pickle(path, head)
+
+
+# One safetensors file
 
 
 def _single_file(path: Path) -> Preflight:
     size = path.stat().st_size
     with path.open("rb") as file:
         header = read_header(file, size)
-        dangers = (*_hidden_archive(path), *_hidden_pickle(file, size))
+    dangers = _polyglot(path)
     if not dangers:
         _require_ldm(header)
-    checks = ("safetensors header", "polyglot")
-    return Preflight("safetensors", size, len(header), dangers, checks)
+    return Preflight("safetensors", size, len(header), dangers, ("safetensors header", "polyglot"))
 
 
 def _require_ldm(names: Iterable[str]) -> None:
@@ -108,39 +117,37 @@ def _require_ldm(names: Iterable[str]) -> None:
         )
 
 
-def _hidden_archive(path: Path) -> tuple[Danger, ...]:
-    """A safetensors file whose tail is a zip archive is another file to whoever reads it from the end."""
-    if not zipfile.is_zipfile(path):
-        return ()
-    return (Danger("file.polyglot", "The file is a safetensors file and a zip archive at once."),)
+def _polyglot(path: Path) -> tuple[Danger, ...]:
+    """A file that begins as safetensors must not be something else to those who read it otherwise.
 
-
-def _hidden_pickle(file: BinaryIO, size: int) -> tuple[Danger, ...]:
-    """The header's bytes, read as pickle opcodes from the first on, must import nothing."""
-    file.seek(0)
-    raw = read_raw_header(file, size)
-    verdict = scan_stream(io.BytesIO(len(raw).to_bytes(8, "little") + raw), "header")
-    if not verdict.imports:
-        return ()
-    return (Danger("file.polyglot", "The file is a safetensors file and a pickle at once.", verdict.imports),)
-
-
-def _pickle(path: Path) -> Preflight:
+    A zip archive is found from its end, a pickle from its first byte.
+    """
+    if zipfile.is_zipfile(path):
+        return (Danger("file.polyglot", "The file is a safetensors file and a zip archive at once."),)
     with path.open("rb") as file:
-        verdict = scan_checkpoint(cast("BinaryIO", file), path.name)
-    return Preflight(
-        "pickle", path.stat().st_size, dangers=_pickle_dangers(verdict), checks=("pickle opcodes",)
-    )
-
-
-def _pickle_dangers(verdict: PickleVerdict, member: str | None = None) -> tuple[Danger, ...]:
-    if verdict.imports:
-        listed = ", ".join(verdict.imports[:5])
-        text = f"Loading the file would call into {listed}."
-        return (Danger("file.pickle-imports", text, verdict.imports, member),)
-    if verdict.damaged:
-        return (Danger("file.pickle-damaged", "The pickle cannot be read to its end.", (), member),)
+        if imports_beyond(file, LENGTH_BYTES):
+            return (Danger("file.polyglot", "The file is a safetensors file and a pickle at once."),)
     return ()
+
+
+# Pickles
+
+
+def _pickle(path: Path, max_total_bytes: int) -> Preflight:
+    verdicts = scan_checkpoint(path, max_total_bytes=max_total_bytes)
+    return Preflight("pickle", path.stat().st_size, 0, _dangers(verdicts), ("pickle opcodes",))
+
+
+def _dangers(verdicts: Iterable[PickleVerdict]) -> tuple[Danger, ...]:
+    return tuple(_danger(verdict) for verdict in verdicts)
+
+
+def _danger(verdict: PickleVerdict) -> Danger:
+    if not verdict.imports:
+        text = "A pickle cannot be read to its end, so what it would do cannot be known."
+        return Danger("file.pickle-damaged", text, (), verdict.member)
+    text = f"Loading the file would call into {', '.join(verdict.imports[:5])}."
+    return Danger("file.pickle-imports", text, verdict.imports, verdict.member)
 
 
 def _text_pickle(path: Path, head: bytes) -> Preflight:
@@ -148,9 +155,9 @@ def _text_pickle(path: Path, head: bytes) -> Preflight:
     size = path.stat().st_size
     if size <= TEXT_PICKLE_BYTES:
         with path.open("rb") as file:
-            verdict = scan_stream(file, path.name)
+            verdict = scan_stream(file)
         if verdict.imports:
-            return Preflight("pickle", size, dangers=_pickle_dangers(verdict), checks=("pickle opcodes",))
+            return Preflight("pickle", size, 0, _dangers([verdict]), ("pickle opcodes",))
     raise UnsupportedFormat(
         f"The file is {_guess(head)}. Checkpoints are .safetensors files or zipped folders."
     )
@@ -166,79 +173,45 @@ def _guess(head: bytes) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    try:
-        return head.decode().isprintable() or all(
-            char.isprintable() or char.isspace() for char in head.decode()
-        )
-    except UnicodeDecodeError:
-        return False
+    text = head.decode(errors="replace").removesuffix("\ufffd")
+    return all(char.isprintable() or char.isspace() for char in text) and "\ufffd" not in text
+
+
+# Archives
 
 
 def _archive(path: Path, max_total_bytes: int) -> Preflight:
-    with open_archive(path, max_total_bytes=max_total_bytes) as archive:
-        files = [member for member in archive.infolist() if not member.is_dir()]
-        index = next((m for m in files if PurePosixPath(m.filename).name == "model_index.json"), None)
+    with path.open("rb") as file, open_archive(file, max_total_bytes=max_total_bytes) as archive:
+        names = [PurePosixPath(name) for name in archive.namelist()]
+        index = next((name for name in names if name.name == "model_index.json"), None)
         if index is not None:
-            return _diffusers(archive, files, index, path)
-        if any(PurePosixPath(member.filename).suffix == ".pkl" for member in files):
-            return _torch_zip(archive, files, path)
+            return _diffusers(archive, str(index), path, max_total_bytes)
+    if any(name.suffix == ".pkl" for name in names):
+        return _pickle(path, max_total_bytes)
     raise UnsupportedFormat("The zip archive holds neither a diffusers folder nor a PyTorch checkpoint.")
 
 
-def _torch_zip(archive: zipfile.ZipFile, files: list[zipfile.ZipInfo], path: Path) -> Preflight:
-    """A `.ckpt`: every pickle inside must be readable to its end, or the scanner could be made to skip it."""
-    dangers: tuple[Danger, ...] = ()
-    for member in files:
-        if _is_pickle(archive, member):
-            dangers += _pickle_dangers(_scan_member(archive, member, path.parent), member.filename)
-    return Preflight(
-        "pickle", path.stat().st_size, dangers=dangers, checks=("zip directory", "pickle opcodes")
-    )
-
-
-def _is_pickle(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    if PurePosixPath(member.filename).suffix in PICKLE_SUFFIXES:
-        return True
-    with archive.open(member) as stream:
-        return stream.read(8).startswith(PICKLE_MAGIC)
-
-
-def _scan_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, scratch: Path) -> PickleVerdict:
-    """Judge one member from a copy, which also proves its checksum."""
-    with tempfile.TemporaryFile(dir=scratch) as copy:
-        try:
-            with archive.open(member) as stream:
-                shutil.copyfileobj(stream, copy, 1 << 20)
-        except (zipfile.BadZipFile, EOFError, ValueError):
-            return PickleVerdict((), damaged=True)
-        copy.seek(0)
-        return scan_checkpoint(cast("BinaryIO", copy), member.filename)
-
-
-def _diffusers(
-    archive: zipfile.ZipFile, files: list[zipfile.ZipInfo], index: zipfile.ZipInfo, path: Path
-) -> Preflight:
-    root = str(PurePosixPath(index.filename).parent / "x")[:-1]
-    _check_index(archive, index)
-    dangers: tuple[Danger, ...] = ()
-    tensors = 0
-    for member in files:
-        suffix = PurePosixPath(member.filename).suffix.lower()
-        if suffix == ".safetensors":
-            tensors += len(_member_header(archive, member))
-        elif _is_pickle(archive, member):
-            dangers += _pickle_dangers(_scan_member(archive, member, path.parent), member.filename)
-        elif suffix not in MEMBER_SUFFIXES:
-            raise ForbiddenMember(f"{member.filename[:200]!r} has no place in a diffusers folder.")
+def _diffusers(archive: zipfile.ZipFile, index: str, path: Path, max_total_bytes: int) -> Preflight:
+    _check_index(archive, archive.getinfo(index))
+    files = [member for member in archive.infolist() if not member.is_dir()]
+    _check_suffixes(files)
+    weights = [member for member in files if _suffix(member) == ".safetensors"]
+    tensors = sum(len(_member_header(archive, member)) for member in weights)
+    dangers = _dangers(scan_members(archive, path.parent, max_total_bytes=max_total_bytes))
     if not dangers:
-        _require_components(files, root)
-    return Preflight(
-        "diffusers-zip",
-        path.stat().st_size,
-        tensors,
-        dangers,
-        ("zip directory", "safetensors header", "pickle opcodes"),
-    )
+        _require_components(weights, index.removesuffix("model_index.json"))
+    checks = ("zip directory", "safetensors header", "pickle opcodes")
+    return Preflight("diffusers-zip", path.stat().st_size, tensors, dangers, checks)
+
+
+def _suffix(member: zipfile.ZipInfo) -> str:
+    return PurePosixPath(member.filename).suffix.lower()
+
+
+def _check_suffixes(files: list[zipfile.ZipInfo]) -> None:
+    for member in files:
+        if _suffix(member) not in (*MEMBER_SUFFIXES, *PICKLE_SUFFIXES):
+            raise ForbiddenMember(f"{member.filename[:200]!r} has no place in a diffusers folder.")
 
 
 def _check_index(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
@@ -255,16 +228,14 @@ def _check_index(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
 
 def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, Any]:
     with archive.open(member) as stream:
-        head = stream.read(9)
+        head = stream.read(LENGTH_BYTES + 1)
     if not looks_like_safetensors(head):
         raise MalformedSafetensors(f"{member.filename[:200]!r} is not a safetensors file.")
     with archive.open(member) as stream:
         return read_header(cast("BinaryIO", stream), member.file_size)
 
 
-def _require_components(files: list[zipfile.ZipInfo], root: str) -> None:
-    names = [member.filename for member in files]
+def _require_components(weights: list[zipfile.ZipInfo], root: str) -> None:
     for component in COMPONENTS:
-        folder = f"{root}{component}/"
-        if not any(name.startswith(folder) and name.endswith(".safetensors") for name in names):
+        if not any(member.filename.startswith(f"{root}{component}/") for member in weights):
             raise UnsupportedArchitecture(f"The folder has no safetensors weights in {component}/.")

@@ -19,6 +19,7 @@ from service.problems import (
     TooManyTensors,
 )
 
+LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
@@ -41,22 +42,22 @@ def read_header(file: BinaryIO, size: int) -> dict[str, Any]:
 
     Raises MalformedSafetensors or one of its kinds.
     """
-    raw = read_raw_header(file, size)
+    raw = _read_raw(file, size)
     if raw.count(b'"data_offsets"') > MAX_TENSORS:
         raise TooManyTensors(f"More than {MAX_TENSORS} tensors are listed.")
     header = _parse(raw)
     _check_metadata(header.pop("__metadata__", {}))
     spans = sorted(_span(name, entry) for name, entry in header.items())
-    _check_layout(spans, size - 8 - len(raw))
+    _check_layout(spans, size - LENGTH_BYTES - len(raw))
     return header
 
 
-def read_raw_header(file: BinaryIO, size: int) -> bytes:
+def _read_raw(file: BinaryIO, size: int) -> bytes:
     """The header's bytes, once its declared length is known to be bearable and inside the file."""
-    length = int.from_bytes(file.read(8), "little")
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
         raise SafetensorsHeaderTooLarge(f"The header claims {length} bytes; {MAX_HEADER_BYTES} are allowed.")
-    if 8 + length > size:
+    if LENGTH_BYTES + length > size:
         raise SafetensorsTruncated(f"The header claims {length} bytes, but the file has {size}.")
     return file.read(length)
 

@@ -1,0 +1,120 @@
+"""No route shows one tenant what another has. The cases are made from the routes themselves."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from service.db import tenants
+from service.db.session import Database
+from service.main import create_app
+from service.settings import Settings
+from tests.applications import Finish
+from tests.golden.reports import failing
+from tests.service.checkpoints import safetensors
+
+OPEN = {"/healthz", "/readyz"}
+
+
+def routes() -> list[tuple[str, str]]:
+    """Every (method, path) that asks for a key."""
+    documented = create_app(Settings()).openapi()["paths"]
+    found = {(method.upper(), path) for path, methods in documented.items() for method in methods}
+    downloads = {("HEAD", path) for _, path in found if path.endswith(("/model", "/evidence/{name}"))}
+    return sorted((method, path) for method, path in found | downloads if path not in OPEN)
+
+
+def fill(path: str, scan_id: str) -> str:
+    values = {"scan_id": scan_id, "name": "pair-with.png", "suffix": "json"}
+    return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
+
+
+SCAN_ROUTES = [(method, path) for method, path in routes() if "{scan_id}" in path]
+
+
+@pytest.fixture
+def scan_id(client: TestClient, finish: Finish) -> str:
+    scan_id = str(client.post("/scans", content=safetensors()).json()["id"])
+    finish(scan_id, failing(), model=b"cleaned", evidence={"pair-with.png": b"png"})
+    return scan_id
+
+
+def test_the_list_of_routes_is_not_empty() -> None:
+    assert len(SCAN_ROUTES) >= 8
+
+
+@pytest.mark.fault_case(34)
+@pytest.mark.parametrize(("method", "path"), SCAN_ROUTES)
+def test_another_tenants_scan_is_not_there(
+    client: TestClient, stranger: TestClient, scan_id: str, method: str, path: str
+) -> None:
+    theirs = stranger.request(method, fill(path, scan_id))
+    nobodys = stranger.request(method, fill(path, "scn_" + "0" * 32))
+    assert theirs.status_code == nobodys.status_code == 404
+    if method != "HEAD":
+        assert theirs.json()["type"] == nobodys.json()["type"]
+    assert client.get(f"/scans/{scan_id}").json()["state"] == "succeeded"
+
+
+def test_another_tenants_scans_are_not_listed(client: TestClient, stranger: TestClient, scan_id: str) -> None:
+    assert [scan["id"] for scan in client.get("/scans").json()["scans"]] == [scan_id]
+    assert stranger.get("/scans").json()["scans"] == []
+
+
+@pytest.mark.parametrize(("method", "path"), routes())
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sau_wrong"}, {"X-API-Key": "sau_wrong"}])
+def test_every_route_asks_for_a_key(app: FastAPI, method: str, path: str, headers: dict[str, str]) -> None:
+    response = TestClient(app).request(method, fill(path, "scn_1"), headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_key_may_come_in_its_own_header(app: FastAPI, token: str) -> None:
+    assert TestClient(app).get("/scans", headers={"X-API-Key": token}).status_code == 200
+
+
+def test_scopes_are_enforced(app: FastAPI, database: Database, tenant_id: str, scan_id: str) -> None:
+    with database.transaction() as session:
+        token = tenants.create_key(session, tenant_id, name="reader", scopes=["scans:read"])
+    reader = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+    assert reader.get(f"/scans/{scan_id}").status_code == 200
+    for method, path in (
+        ("POST", "/scans"),
+        ("DELETE", f"/scans/{scan_id}"),
+        ("GET", f"/scans/{scan_id}/model"),
+    ):
+        response = reader.request(method, path)
+        assert response.status_code == 403
+        assert response.json()["type"].endswith("/forbidden")
+
+
+def test_revoked_key_opens_nothing(
+    client: TestClient, database: Database, tenant_id: str, token: str
+) -> None:
+    assert client.get("/scans").status_code == 200
+    with database.transaction() as session:
+        holder = tenants.authenticate(session, token)
+        assert holder is not None
+        assert not tenants.revoke_key(session, "tnt_other", holder.key_id)
+        assert tenants.revoke_key(session, tenant_id, holder.key_id)
+        assert not tenants.revoke_key(session, tenant_id, holder.key_id)
+    assert client.get("/scans").status_code == 401
+
+
+def test_default_key_is_kept_over_restarts(database: Database) -> None:
+    with database.transaction() as session:
+        first = tenants.ensure_default_key(session)
+        assert tenants.ensure_default_key(session, first) == first
+        assert tenants.ensure_default_key(session, "sau_lost") != first
+
+
+def test_tokens_are_not_in_the_database(database: Database, token: str, postgres_url: str) -> None:
+    from sqlalchemy import text
+
+    with database.transaction() as session:
+        rows = session.execute(text("SELECT api_keys::text FROM api_keys")).scalars().all()
+    assert rows
+    assert all(token not in row for row in rows)
