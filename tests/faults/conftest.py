@@ -42,7 +42,7 @@ SHORT = {
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, seconds: float = 30.0, what: str = "the condition") -> T:
+def until(condition: Callable[[], T], *, seconds: float = 90.0, what: str = "the condition") -> T:
     """The first true value of `condition`; fails the test if there is none in time."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while not (value := condition()):
@@ -122,7 +122,7 @@ class Deployment:
             return scan
 
     def wait_for(
-        self, scan_id: str, state: str, *, seconds: float = 30.0, attempt: int | None = None
+        self, scan_id: str, state: str, *, seconds: float = 90.0, attempt: int | None = None
     ) -> Scan:
         """The row, once it is in that state (of that attempt)."""
 
