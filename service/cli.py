@@ -103,13 +103,16 @@ def up(
 
 
 def _welcome(connection: Connection, data: Path) -> Panel:
+    where = "" if data == embedded.DEFAULT_FOLDER else f" --data {data}"
     lines = (
-        f"[bold]{connection.url}[/]          dashboard and API; its documentation is at /docs",
-        f"API key  [bold]{connection.api_key}[/]",
+        f"dashboard  [bold]{connection.url}[/]",
+        f"API        {connection.url}/docs",
+        f"API key    [bold]{connection.api_key}[/]",
         "",
-        "sauscan submit model.safetensors --wait --out result",
+        f"sauscan submit model.safetensors --wait --out result{where}",
         "",
-        f"[dim]data and logs: {data.resolve()}   Ctrl-C stops everything; nothing is lost[/]",
+        f"[dim]data and logs: {data.resolve()}[/]",
+        "[dim]Ctrl-C stops everything; the next start goes on where this one ended[/]",
     )
     return Panel("\n".join(lines), title="sauscan is up", border_style="green", expand=False)
 

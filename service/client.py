@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import tempfile
 import time
@@ -68,21 +69,32 @@ class Client:
     def submit(
         self, path: Path, options: Mapping[str, Any], *, force: bool = False, on_bytes: OnBytes | None = None
     ) -> dict[str, Any]:
-        """Upload a checkpoint and queue its scan; returns the scan.
+        """Queue a scan of a checkpoint, uploading it if the service does not have it; returns the scan.
 
         options: budget, seed, cleanse, prompts, as in the API. force: scan again what was scanned before.
         """
-        size = path.stat().st_size
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(size),
-            "X-Filename": path.name,
-        }
-        if force:
-            headers["X-Force"] = "true"
+        options = _without_nones(options)
         with path.open("rb") as file:
-            body = _chunks(file, size, on_bytes)
-            return self._json("POST", "/scans", params=_query(options), headers=headers, content=body)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            return self._submit_known(sha256, path.name, options, force)
+        except ApiError as error:
+            if error.code != "unknown-blob":
+                raise
+        return self._upload(path, sha256, options | {"force": force}, on_bytes)
+
+    def _submit_known(self, sha256: str, name: str, options: dict[str, Any], force: bool) -> dict[str, Any]:
+        body = {"source": {"sha256": sha256}, "options": options, "force": force}
+        headers = {"X-Filename": name} if name.isascii() and name.isprintable() else {}
+        return self._json("POST", "/scans", json=body, headers=headers)
+
+    def _upload(
+        self, path: Path, sha256: str, fields: dict[str, Any], on_bytes: OnBytes | None
+    ) -> dict[str, Any]:
+        with _ReportedFile(path, on_bytes) as file:
+            files = {"file": (path.name, file, "application/octet-stream")}
+            headers = {"X-Checksum-Sha256": sha256}
+            return self._json("POST", "/scans", data=fields, files=files, headers=headers)
 
     def get(self, scan_id: str) -> dict[str, Any]:
         """A scan as it is now."""
@@ -92,7 +104,9 @@ class Client:
         """The newest scans, at most `limit`."""
         cursor: str | None = None
         while limit > 0:
-            page = self._json("GET", "/scans", params=_query({"limit": min(limit, 100), "cursor": cursor}))
+            page = self._json(
+                "GET", "/scans", params=_without_nones({"limit": min(limit, 100), "cursor": cursor})
+            )
             yield from page["scans"][:limit]
             limit, cursor = limit - len(page["scans"]), page["next"]
             if cursor is None:
@@ -190,16 +204,22 @@ def packed(path: Path) -> Iterator[Path]:
         yield archive
 
 
-def _chunks(file: Any, size: int, on_bytes: OnBytes | None) -> Iterator[bytes]:
-    done = 0
-    while chunk := file.read(_CHUNK):
-        yield chunk
-        done += len(chunk)
-        if on_bytes is not None:
-            on_bytes(done, size)
+class _ReportedFile(io.FileIO):
+    """A file that says how far it was read."""
+
+    def __init__(self, path: Path, on_bytes: OnBytes | None) -> None:
+        super().__init__(path, "rb")
+        self._on_bytes = on_bytes
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        chunk = super().read(size)
+        if self._on_bytes is not None:
+            self._on_bytes(self.tell(), self._size)
+        return chunk
 
 
-def _query(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nones(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

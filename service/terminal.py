@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from service.client import ApiError, OnBytes
+from service.client import ApiError
 
 console = Console()
 """Where results go; errors go to a console on stderr."""
@@ -39,22 +39,19 @@ def visible(text: str) -> str:
 
 
 class Transfer(AbstractContextManager["Transfer"]):
-    """A progress bar of bytes, drawn inside the `with` block; `show` is what a transfer calls."""
+    """A progress bar of bytes, drawn from the first call of `show`, which is what a transfer calls."""
 
     def __init__(self, console: Console, title: str) -> None:
         columns = (TextColumn("{task.description:10}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task(title, total=None)
-        self.show: OnBytes = self._show
-
-    def __enter__(self) -> Transfer:
-        self._progress.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def _show(self, done: int, total: int) -> None:
+    def show(self, done: int, total: int) -> None:
+        """Draw `done` of `total` bytes; 0 in all is an unknown number."""
+        self._progress.start()
         self._progress.update(self._task, completed=done, total=total or None)
 
 

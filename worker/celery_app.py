@@ -13,8 +13,9 @@ import signal
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_ready, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
+from service.api.logs import configure
 from service.settings import Settings, get_settings
 from worker import lease
 
@@ -60,6 +61,11 @@ def make_app(settings: Settings) -> Celery:
 
 
 app = make_app(get_settings())
+
+
+@setup_logging.connect
+def _log_like_the_service(**_: Any) -> None:
+    configure(get_settings())
 
 
 @worker_process_init.connect

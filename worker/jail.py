@@ -6,6 +6,7 @@ One JSON object a line: {"progress": …} many times, then one of {"finished": t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -111,12 +112,21 @@ def _request(kind: Callable[..., ScanRequest], fields: dict[str, Any]) -> ScanRe
     return kind(**{**fields, **paths, "prompts": tuple(prompts) if prompts else None})
 
 
+_CODES: tuple[tuple[str, Callable[[Exception], bool]], ...] = (
+    ("storage", lambda error: isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)),
+    ("sandbox-denied", lambda error: isinstance(error, OSError) and error.errno in _DENIED),
+    ("out-of-memory", lambda error: isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__),
+)
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.ENETUNREACH, errno.EFBIG})
+
+
 def _final(error: Exception) -> tuple[str, Any]:
-    """Errors of the engine's that carry a `code` are refusals of the input; anything else is our fault."""
+    """Errors of the engine's that carry a `code` are refusals of the input; anything else is a failure."""
     code = getattr(error, "code", None)
     if isinstance(error, ValueError) and isinstance(code, str):
         return "refused", {"code": code, "detail": str(error)[:2000]}
-    return "failed", {"code": "engine-error", "detail": f"{type(error).__name__}: {error}"[:2000]}
+    code = next((code for code, applies in _CODES if applies(error)), "engine-error")
+    return "failed", {"code": code, "detail": f"{type(error).__name__}: {error}"[:2000]}
 
 
 if __name__ == "__main__":

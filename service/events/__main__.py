@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 
+from service.api.logs import configure
 from service.db.session import Database
 from service.events import reaper, relay
 from service.settings import get_settings
@@ -13,6 +14,7 @@ from service.settings import get_settings
 def main() -> None:
     """Run both until told to stop. Any number of these processes may run: rows are locked, not processes."""
     settings = get_settings()
+    configure(settings)
     database = Database(settings.database_url, pool_size=3)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -110,7 +110,7 @@ def test_a_cancelled_scan_stays_so_when_its_worker_dies(deployment: Deployment) 
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code"), [("crash", "engine-error"), ("write:/etc/sauscan", "engine-error")]
+    ("behaviour", "code"), [("crash", "engine-error"), ("write:/etc/sauscan", "sandbox-denied")]
 )
 def test_a_broken_engine_fails_the_scan_once(deployment: Deployment, behaviour: str, code: str) -> None:
     deployment.start_events()
