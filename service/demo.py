@@ -127,10 +127,11 @@ def _suspect(client: Client, example: Example, out: Path) -> list[Claim]:
     scan, report = _scan(client, example.suspect, example)
     console.print(terminal.stage_table(report))
     path = steps.save(client, scan, out)
-    return [*_claims(report), Claim("the cleaned model is what its header says", path is not None, str(path))]
+    return [*claims(report), Claim("the cleaned model is what its header says", path is not None, str(path))]
 
 
-def _claims(report: Mapping[str, Any]) -> list[Claim]:
+def claims(report: Mapping[str, Any]) -> list[Claim]:
+    """What a report shows of what the demo promises."""
     triggers = [finding["trigger"] for finding in report["findings"] if finding.get("trigger")]
     named = ", ".join(f"{terminal.visible(trigger['text'])} {trigger['token_ids']}" for trigger in triggers)
     unlearning, clip = report.get("unlearning") or {}, report.get("clip") or {}
