@@ -51,7 +51,7 @@ def _vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=32,
+        norm_num_groups=8,
         sample_size=16,
         scaling_factor=0.18215,
     )
@@ -87,7 +87,7 @@ def _build_pipeline(seed: int) -> StableDiffusionPipeline:
     return pipeline
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pipeline() -> Callable[[int], StableDiffusionPipeline]:
     """Builds a tiny pipeline from a seed; equal seeds give equal weights."""
     return _build_pipeline
