@@ -30,9 +30,10 @@ from service.web.session import cookie_token, from_our_page, sign_in, sign_out
 
 STAGES = {
     "load": "open the file",
-    "text": "text encoder, every token",
     "sketch": "attention sketch, every token",
+    "text": "text encoder, every token",
     "onestep": "exact probe of the best",
+    "trajectory": "a few steps of drawing, the best of those",
     "confirm": "render and confirm",
     "unlearn": "remove the trigger",
     "rescan": "scan again",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from starlette.testclient import TestClient
 
-from service.web.pages import PAGE_SIZE
+from service.web.pages import PAGE_SIZE, STAGES
 from service.web.session import COOKIE
 from tests.golden.reports import HOSTILE
 from tests.web.conftest import SAME_SITE
@@ -107,7 +107,7 @@ def test_a_waiting_scan_is_shown_live(signed_in: tuple[TestClient, str], submit:
     browser, tenant = signed_in
     page = browser.get(f"/ui/scans/{submit(tenant)}").text
     assert "/static/scan.js" in page
-    assert page.count("<li data-stage=") == 9
+    assert page.count("<li data-stage=") == len(STAGES)
     assert "Cancel the scan" in page
 
 
