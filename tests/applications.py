@@ -22,8 +22,8 @@ from service.storage.blobs import open_blobs
 
 
 @pytest.fixture
-def database(postgres_url: str) -> Iterator[Database]:
-    database = Database(postgres_url)
+def database(emptied_postgres_url: str) -> Iterator[Database]:
+    database = Database(emptied_postgres_url)
     yield database
     database.dispose()
 
@@ -35,9 +35,9 @@ def tenant_id(database: Database) -> str:
 
 
 @pytest.fixture
-def settings(postgres_url: str, redis_url: str, tmp_path: Path) -> Settings:
+def settings(emptied_postgres_url: str, redis_url: str, tmp_path: Path) -> Settings:
     return Settings(
-        database_url=postgres_url,
+        database_url=emptied_postgres_url,
         redis_url=redis_url,
         data_dir=tmp_path / "data",
         max_upload_bytes=8 << 20,

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import make_url
 
 from service.db import migrate
+from service.db.models import Base
 from service.db.session import Database
 
 
@@ -52,6 +53,20 @@ def empty_postgres_url(postgres_server: str) -> Iterator[str]:
 def postgres_url(postgres_server: str, postgres_template: str) -> Iterator[str]:
     """URL of a new database with the newest schema."""
     yield from _temporary_database(postgres_server, template=postgres_template)
+
+
+@pytest.fixture(scope="session")
+def shared_postgres_url(postgres_server: str, postgres_template: str) -> Iterator[str]:
+    """URL of a database with the newest schema that lives as long as the session."""
+    yield from _temporary_database(postgres_server, template=postgres_template)
+
+
+@pytest.fixture
+def emptied_postgres_url(shared_postgres_url: str) -> str:
+    """URL of a database with the newest schema and no rows; quicker than a new one."""
+    tables = ", ".join(name for name in Base.metadata.tables)
+    _admin(shared_postgres_url, f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+    return shared_postgres_url
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ _ONE = (
     problems.ScanNotFound,
     problems.Gone,
 )
+EVIDENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -105,6 +106,7 @@ async def _report(parts: Parts, principal: Principal, scan_id: str, name: str) -
         "Content-Security-Policy": _PAGE_POLICY,
         "Vary": "Accept",
         "Cache-Control": "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
     }
     return Response(body, media_type=media_type, headers=headers)
 
@@ -160,6 +162,8 @@ async def download_evidence(
     scan_id: str, name: str, request: Request, parts: PartsDep, principal: Reader
 ) -> Response:
     """A picture that the report names."""
+    if not EVIDENCE_NAME.fullmatch(name):
+        raise NoEvidence
     artifact = await run_in_threadpool(_artifact, parts, principal, scan_id, "evidence", name)
     if artifact is None:
         raise NoEvidence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,8 @@ def parts(request: Request) -> Parts:
     """The parts of the application that serves this request."""
     return cast("Parts", request.app.state.parts)
 
+
+SCAN_ID = re.compile(r"scn_[0-9a-f]{32}")
 
 PartsDep = Annotated[Parts, Depends(parts)]
 
@@ -86,6 +89,8 @@ Downloader = Annotated[Principal, Depends(scope("artifacts:read"))]
 
 def find_scan(parts: Parts, principal: Principal, scan_id: str) -> Scan:
     """The caller's scan. Raises ScanNotFound (also for a scan of another tenant) or Gone."""
+    if not SCAN_ID.fullmatch(scan_id):
+        raise ScanNotFound
     with parts.database.transaction() as session:
         return checked(scans.get_scan(session, principal.tenant_id, scan_id))
 

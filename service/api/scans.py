@@ -94,8 +94,8 @@ async def _ended(parts: Parts, principal: Principal, scan_id: str, seconds: floa
 )
 def cancel_scan(scan_id: str, parts: PartsDep, principal: Writer) -> dict[str, Any]:
     """A waiting scan ends at once. A running one is told to stop; read it until its state is cancelled."""
+    find_scan(parts, principal, scan_id)
     with parts.database.transaction() as session:
-        checked(scans.get_scan(session, principal.tenant_id, scan_id))
         try:
             return resource(checked(scans.request_cancel(session, principal.tenant_id, scan_id)))
         except AlreadyFinishedError as error:
@@ -110,6 +110,7 @@ def cancel_scan(scan_id: str, parts: PartsDep, principal: Writer) -> dict[str, A
 )
 def delete_scan(scan_id: str, parts: PartsDep, principal: Writer) -> None:
     """Removes report, evidence, cleaned model and, with its last scan, the upload. The id answers 410."""
+    find_scan(parts, principal, scan_id)
     with parts.database.transaction() as session:
         scan = checked(scans.get_scan(session, principal.tenant_id, scan_id, lock=True))
         if scan.state not in TERMINAL:

@@ -150,6 +150,6 @@ def decode_cursor(cursor: str) -> tuple[datetime, str]:
     """The position a cursor stands for. Raises InvalidRequest for one that we did not make."""
     try:
         created_at, scan_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return datetime.fromisoformat(created_at), str(scan_id)
+        return datetime.fromisoformat(created_at), str(scan_id).replace("\0", "")
     except (ValueError, TypeError, binascii.Error) as error:
         raise InvalidRequest("The cursor is not one of ours.") from error

@@ -6,9 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, func, text
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from service.db.json import Json
 from service.domain.states import State
 
 _STATES = ", ".join(f"'{state.value}'" for state in State)
@@ -26,7 +27,7 @@ class Base(DeclarativeBase):
     )
     type_annotation_map = {  # noqa: RUF012 (the base class declares it as a plain attribute)
         str: Text,
-        dict[str, Any]: JSONB,
+        dict[str, Any]: Json,
         list[str]: ARRAY(Text),
         datetime: DateTime(timezone=True),
     }

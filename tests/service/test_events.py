@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +18,7 @@ from service.main import create_app
 from service.settings import Settings
 from tests.applications import Finish, Live
 from tests.golden.reports import failing
+from tests.processes import running_server
 from tests.service.checkpoints import safetensors
 
 
@@ -114,46 +111,14 @@ def test_open_streams_hold_no_connection(settings: Settings, token: str, databas
 @pytest.mark.fault_case(38)
 def test_server_told_to_stop_ends_open_streams(settings: Settings, client: TestClient, token: str) -> None:
     scan_id = client.post("/scans", content=safetensors()).json()["id"]
-    port = free_port()
-    server = start_server(settings, port)
-    try:
-        url = f"http://127.0.0.1:{port}/scans/{scan_id}/events"
+    with running_server(settings) as server:
+        url = f"{server.url}/scans/{scan_id}/events"
         with httpx2.stream("GET", url, headers={"Authorization": f"Bearer {token}"}, timeout=20) as response:
             lines = response.iter_lines()
             next(lines)
-            server.send_signal(signal.SIGTERM)
-            rest = list(lines)
-        assert rest
-        assert server.wait(5) in (0, -signal.SIGTERM)
-    finally:
-        server.kill()
-        server.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def start_server(settings: Settings, port: int) -> subprocess.Popen[bytes]:
-    """The application as operators run it, once it answers."""
-    values = {
-        "SAUSCAN_DATABASE_URL": settings.database_url,
-        "SAUSCAN_REDIS_URL": settings.redis_url,
-        "SAUSCAN_DATA_DIR": str(settings.data_dir),
-        "SAUSCAN_MIN_FREE_BYTES": "0",
-    }
-    command = [sys.executable, "-m", "uvicorn", "service.main:create_app", "--factory", "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ | values, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
-        except httpx2.TransportError:
-            assert server.poll() is None
-            assert time.monotonic() < deadline, "the server never answered"
-        else:
-            return server
+            server.process.send_signal(signal.SIGTERM)
+            assert list(lines)
+        assert server.process.wait(5) in (0, -signal.SIGTERM)
 
 
 def test_bad_last_event_id(client: TestClient, told: str) -> None:
