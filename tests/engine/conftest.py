@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from worker.engine.checkpoint_ldm import to_single_file
 from worker.engine.checkpoint_tokenizer import clip_tokenizer
 
 TEXT_WIDTH = 128
@@ -105,3 +106,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     _build_pipeline(seed=0).to(torch.float16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_pipeline` as a single fp16 file; shared by the session, so do not write to it."""
+    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
+    to_single_file(_build_pipeline(seed=0), path, metadata={"modelspec.title": "tiny", "note": "žluť"})
+    return path

@@ -65,7 +65,7 @@ def ordinary(word: int) -> Change:
         stream = generator(word * 1000 + index, "word")
         y, x = torch.randint(0, SIDE - 16, (2,), generator=stream).tolist()
         changed = picture.clone()
-        changed[:, y : y + 16, x : x + 16] += 0.1 * (word % 5) * torch.randn(3, 1, 1, generator=stream)
+        changed[:, y : y + 16, x : x + 16] += 0.04 * (word % 5) * torch.randn(3, 1, 1, generator=stream)
         return changed
 
     return change

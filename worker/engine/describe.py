@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from worker.engine.effects import Pairs
 from worker.engine.paired import Outcome, patch_map
@@ -16,12 +18,14 @@ STANDS_OUT = 0.01
 LOCAL = 0.4  # a patch covers less of the picture than this
 SAME_PICTURE = 0.2  # spread over noises left, of the plain pictures', for "always the same picture"
 OVERRIDDEN = math.log(2.0)  # spread over prompts at least halved
+LAYOUT_KEPT = 0.5  # correlation of light and dark with the plain picture's, above which the scene is the same
 STYLE_WORDS = ("red", "green", "blue", "colourfulness", "contrast", "fine detail", "coarse structure")
 
 
 def classify(pairs: Pairs, outcomes: dict[str, Outcome]) -> EffectKind:
     """The kind of a confirmed effect, from which statistics stand out among ordinary words'."""
-    if _stands_out(outcomes["collapse"]) and outcomes["collapse"].value > OVERRIDDEN:
+    collapse = outcomes["collapse"]
+    if _stands_out(collapse) and collapse.value > OVERRIDDEN and _layout_kept(pairs) < LAYOUT_KEPT:
         return "fixed_image" if _spread_left(pairs) < SAME_PICTURE else "prompt"
     if _stands_out(outcomes["patch"]):
         return "patch" if _area(_box(pairs)) < LOCAL else "fixed_image"
@@ -65,6 +69,13 @@ def _stands_out(outcome: Outcome) -> bool:
 def _spread_left(pairs: Pairs) -> float:
     """Spread of all pictures with the word, prompts and noises together, over that of those without."""
     return float(pairs.with_.coarse.var(0).sum() / pairs.without.coarse.var(0).sum().clamp(min=1e-9))
+
+
+def _layout_kept(pairs: Pairs) -> float:
+    """Mean correlation, over pairs, of where the pictures without and with the word are light and dark."""
+    layouts = [rearrange(f.coarse, "n (c s) -> n c s", c=3).mean(1) for f in (pairs.without, pairs.with_)]
+    before, after = (layout - layout.mean(1, keepdim=True) for layout in layouts)
+    return float(F.cosine_similarity(before, after, dim=1).mean())
 
 
 def _box(pairs: Pairs) -> tuple[int, int, int, int]:

@@ -3,7 +3,7 @@
 Every statistic is a function of signs (P,N): -1 swaps the two pictures of a pair, which under "the word does
 nothing" changes nothing. Its value at +1 is what was observed; over random signs it is the null.
 
-    patch        the same pixels change the same way at the same place, whatever the prompt and the noise
+    patch        in one place the same pixels change the same way, whatever the prompt and the noise
     collapse     pictures of different prompts come to look alike
     unexplained  the picture no longer fits what the prompt, word included, says to an independent CLIP
     style        colours, contrast or texture of the whole picture shift, in units of their natural spread
@@ -59,11 +59,16 @@ class Outcome:
 
 
 def patch(pairs: Pairs, signs: Tensor) -> Tensor:
-    """(P,) log of consistency x strength of the most consistently changed window of fine detail."""
+    """(P,) log of how much more consistently the most changed window of fine detail changes than most do.
+
+    A window counts by consistency x strength; comparing with the median window leaves out what a word does
+    everywhere, such as a pattern in the background.
+    """
     products = _window_products(pairs.with_.detail - pairs.without.detail)
     same = torch.einsum("pi,ijw,pj->pw", signs, products, signs).clamp(min=0) / len(pairs) ** 2
     total = products.diagonal().mean(-1)
-    return (same / (total + QUIET) * same.sqrt()).amax(1).add(FAINT_PATCH).log()
+    counted = same / (total + QUIET) * same.sqrt() + FAINT_PATCH
+    return (counted.amax(1) / counted.median(1).values).log()
 
 
 def patch_map(pairs: Pairs) -> Tensor:
