@@ -61,6 +61,7 @@ class Deployment:
         self.database = Database(database_url, pool_size=2)
         self.blobs = open_blobs(self.settings)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._logs: dict[int, Path] = {}
         self._count = 0
         with self.database.transaction() as session:
             self.tenant_id = tenants.ensure_tenant(session, "acme")
@@ -87,12 +88,18 @@ class Deployment:
             "SAUSCAN_DATA_DIR": str(self.settings.data_dir),
             "PYTHONPATH": str(REPOSITORY),
         }
-        with (self.folder / f"{self._count}.log").open("wb") as log:
+        path = self.folder / f"{self._count}.log"
+        with path.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments], env=environment, stdout=log, stderr=log, cwd=self.folder
             )
         self._processes.append(process)
+        self._logs[process.pid] = path
         return process
+
+    def log_of(self, process: subprocess.Popen[bytes]) -> Path:
+        """The file of a process's output."""
+        return self._logs[process.pid]
 
     def submit(self, **orders: Any) -> str:
         """Store a stub checkpoint and queue its scan, as the API does; returns the scan's id."""

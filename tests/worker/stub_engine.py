@@ -52,7 +52,7 @@ class StubRefusalError(ValueError):
 def stub_checkpoint(
     *, behaviour: str = "fail", seconds: float = 0.0, salt: str = "", size: int = 64
 ) -> bytes:
-    """A file with the parts of a Stable Diffusion checkpoint that tells this engine what to do and how long."""
+    """A file with the parts of a Stable Diffusion checkpoint; its metadata is what `run` does."""
     header = {
         "__metadata__": {"behaviour": behaviour, "seconds": str(seconds), "salt": salt},
         **{
