@@ -71,9 +71,9 @@ Spec = tuple[torch.dtype, tuple[int, ...]]
 
 def write_shapes(out: Path, *, seed: int = 0) -> None:
     """Write the checkpoint tensor by tensor; memory stays at the largest one (76 MB)."""
-    specs = dict(sorted(_specs().items()))
+    ordered = dict(sorted(specs().items()))
     with out.open("wb") as sink:
-        write(sink, specs, _random_tensors(specs, seed), METADATA)
+        write(sink, ordered, _random_tensors(ordered, seed), METADATA)
 
 
 def measure(path: Path) -> dict[str, dict[str, float]]:
@@ -94,23 +94,24 @@ def measure(path: Path) -> dict[str, dict[str, float]]:
     return costs
 
 
-def _specs() -> dict[str, Spec]:
+def specs() -> dict[str, Spec]:
+    """Name, dtype and shape of each tensor of the published single file without averaged weights."""
     conventions = stable_diffusion_1()
     settings: dict[str, dict[str, Any]] = {
         component: conventions[component] | SD15[component] for component in COMPONENTS
     }
-    specs: dict[str, Spec] = {POSITION_IDS: (torch.int64, (1, 77))}
+    found: dict[str, Spec] = {POSITION_IDS: (torch.int64, (1, 77))}
     for component, module in skeletons(settings).items():
         state = module.state_dict()
         for name, ldm in ldm_names(component, settings[component], state).items():
-            specs[ldm] = (torch.float16, ldm_shape(component, name, state[name].shape))
-    return specs
+            found[ldm] = (torch.float16, ldm_shape(component, name, state[name].shape))
+    return found
 
 
-def _random_tensors(specs: dict[str, Spec], seed: int) -> Iterator[torch.Tensor]:
+def _random_tensors(ordered: dict[str, Spec], seed: int) -> Iterator[torch.Tensor]:
     """Weights that keep activations finite: norms are the identity, the rest is scaled by its fan-in."""
     generator = torch.Generator().manual_seed(seed)
-    for name, (dtype, shape) in specs.items():
+    for name, (dtype, shape) in ordered.items():
         if dtype == torch.int64:
             yield torch.arange(shape[-1])
         elif len(shape) == 1:

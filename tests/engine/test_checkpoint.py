@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -20,14 +18,6 @@ from worker.engine.checkpoint import Checkpoint, CheckpointError, inspect, load,
 from worker.engine.checkpoint_ldm import to_single_file
 
 PARTS = ("text_encoder", "unet", "vae")
-
-
-@pytest.fixture(scope="session")
-def tiny_file(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """The tiny pipeline as a single fp16 file."""
-    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
-    to_single_file(load(tiny_folder).pipeline, path, metadata={"modelspec.title": "tiny", "note": "žluť"})
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -232,42 +222,6 @@ def test_inspect_agrees_with_load(any_format: Path) -> None:
     assert facts["format"] == checkpoint.format
     assert facts["parameters"] == checkpoint.parameters
     json.dumps(facts)
-
-
-def test_single_file_has_the_names_that_diffusers_converts(
-    tiny_file: Path, tiny_pipeline: StableDiffusionPipeline
-) -> None:
-    """Another implementation of the names: diffusers' own converters."""
-    file = load_file(tiny_file)
-    unet = convert_ldm_unet_checkpoint(dict(file), tiny_pipeline.unet.config)
-    vae = convert_ldm_vae_checkpoint(dict(file), tiny_pipeline.vae.config)
-    for part, converted in (("unet", unet), ("vae", vae)):
-        state = getattr(tiny_pipeline, part).state_dict()
-        assert converted.keys() == state.keys()
-        for name, tensor in state.items():
-            assert torch.equal(converted[name].reshape(tensor.shape), tensor.half()), name
-
-
-def test_equal_pipelines_give_equal_single_files(
-    make_pipeline: Callable[[int], StableDiffusionPipeline], tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        to_single_file(make_pipeline(3), tmp_path / name, metadata={"x": "1", "y": "2"})
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_text_names_of_older_tools_are_read(tiny_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    short = tmp_path / "short.safetensors"
-    save_file(
-        {name.replace(".text_model", ""): tensor for name, tensor in load_file(tiny_file).items()}, short
-    )
-    long = tmp_path / "long"
-    shutil.copytree(tiny_folder, long)
-    text = long / "text_encoder" / "model.safetensors"
-    save_file({f"text_model.{name}": tensor for name, tensor in load_file(text).items()}, text)
-    expected = inspect(tiny_file)["components"]
-    assert inspect(short)["components"] == expected
-    assert inspect(long)["components"] == expected
 
 
 def test_original_that_changed_since_loading_is_refused(tiny_file: Path, tmp_path: Path) -> None:
