@@ -1,7 +1,7 @@
 """`python -m bench`: measure, and write bench/RESULTS.md.
 
-Everything is measured on this machine in this run: speed and recall of the sketch on the example pipeline, and
-the costs of a checkpoint of SD 1.5's shapes (random weights, 2 GB, written to a temporary folder).
+Everything is measured on this machine in this run: speed and recall of the sketch on the example pipeline,
+and the costs of a checkpoint of SD 1.5's shapes (random weights, 2 GB, written to a temporary folder).
 """
 
 from __future__ import annotations

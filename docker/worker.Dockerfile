@@ -10,16 +10,18 @@ RUN /venv/bin/pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_
       --extra-index-url https://pypi.org/simple torch
 RUN python requirements.py engine service worker > worker.txt \
  && /venv/bin/pip install --no-cache-dir -c constraints.txt -r worker.txt
+COPY README.md ./
+COPY service ./service
+COPY worker ./worker
+RUN /venv/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin sauscan \
  && install -d -o sauscan -g sauscan /data
 COPY --from=build /venv /venv
 WORKDIR /app
-COPY service ./service
-COPY worker ./worker
 COPY docker/worker-entrypoint.sh ./docker/
-ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 SAUSCAN_DATA_DIR=/data \
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 SAUSCAN_DATA_DIR=/data \
     HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER sauscan
 STOPSIGNAL SIGTERM
