@@ -150,3 +150,15 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
 
 def no_child_left() -> bool:
     return not any("worker.jail" in child.cmdline() for child in psutil.Process().children(recursive=True))
+
+
+def test_the_real_engine_starts_in_its_confinement(tmp_path: Path) -> None:
+    """Everything it imports can be read there, and its refusals come back with their code."""
+    (tmp_path / "input.safetensors").write_text("not a checkpoint")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    request = {"checkpoint": str(tmp_path / "input.safetensors")}
+    job = Job("worker.engine.pipeline:run", request, scratch, Limits(300.0, 1 << 20), os.getpid())
+    with pytest.raises(JobRefusedError) as refusal:
+        run_job(job, on_message=nothing, check=nothing)
+    assert refusal.value.code == "safetensors-header-too-large"
