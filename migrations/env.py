@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from alembic import context
 from sqlalchemy import Connection, text
 
+from service.db.json import Json
 from service.db.models import Base
 from service.db.session import Database
 from service.settings import Settings
 
 
+def _render_item(kind: str, item: object, _: object) -> str | Literal[False]:
+    """Migrations name PostgreSQL's types and import nothing of the application: that may change later."""
+    return "postgresql.JSONB()" if isinstance(item, Json) else False
+
+
 def _run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_server_default=True,
+        render_item=_render_item,
+    )
     with context.begin_transaction():
         # Replicas that start together migrate one after the other.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('sauscan-migrations'))"))

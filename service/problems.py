@@ -2,7 +2,7 @@
 
     Problem
     ├── Unauthenticated 401 · Forbidden 403
-    ├── NotFound 404 · ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence
+    ├── NotFound 404 · ScanNotFound · UnknownBlob · PolicyNotFound · NoReport · NoModel · NoEvidence
     ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · Gone 410 · RangeNotSatisfiable 416
     ├── Conflict 409: ScanFinished · ScanActive
     ├── InvalidRequest 422 · IdempotencyKeyReused 422
@@ -83,6 +83,10 @@ class ScanNotFound(NotFound):
 
 class UnknownBlob(NotFound):
     code, title = "unknown-blob", "No file of that hash was uploaded"
+
+
+class PolicyNotFound(NotFound):
+    code, title = "policy-not-found", "There is no such policy, or not in that version"
 
 
 class NoReport(NotFound):

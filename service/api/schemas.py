@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.db.models import Scan
 from service.domain.options import ScanOptions
+from service.domain.policy import Judgement, Policy
 from service.domain.states import State
 from service.problems import InvalidRequest
 
@@ -117,6 +118,28 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "unready"]
     checks: dict[str, str]
+
+
+class PolicyResource(BaseModel):
+    """One version of a policy."""
+
+    name: str
+    version: int
+    policy: Policy
+    created_at: datetime
+
+
+class PolicyList(BaseModel):
+    """The newest version of each policy, by name."""
+
+    policies: list[PolicyResource]
+
+
+class ScanVerdict(Judgement):
+    """A scan's verdict under a policy; `policy` is null for the default one."""
+
+    policy: str | None
+    version: int | None
 
 
 def links(scan: Scan) -> dict[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.db import events, scans
 from service.db.ids import new_id
+from service.db.locks import lock
 from service.db.models import Blob, IdempotencyKey, Scan
 from service.domain.states import State, check
 
@@ -41,7 +42,7 @@ class KeyReusedError(Exception):
 
 def lock_blob(session: Session, sha256: str) -> None:
     """Until commit nobody else stores or removes the bytes of that hash."""
-    _lock(session, f"blob:{sha256}")
+    lock(session, f"blob:{sha256}")
 
 
 def register_blob(
@@ -78,11 +79,7 @@ def _serialise(session: Session, submission: Submission) -> None:
     if submission.idempotency_key is not None:
         names.insert(0, f"key:{submission.tenant_id}:{submission.idempotency_key}")
     for name in names:
-        _lock(session, name)
-
-
-def _lock(session: Session, name: str) -> None:
-    session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+        lock(session, name)
 
 
 def _replayed(session: Session, submission: Submission) -> Scan | None:

@@ -7,11 +7,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.db.ids import new_id
+from service.db.locks import lock
 from service.db.models import ApiKey, Tenant
 
 SCOPES = ("scans:read", "scans:write", "artifacts:read", "admin")
@@ -57,7 +58,7 @@ def create_key(session: Session, tenant_id: str, *, name: str, scopes: Sequence[
 
 def ensure_default_key(session: Session, token: str | None = None) -> str:
     """The embedded stack's key: the `token` of an earlier start if it is still valid, else a new one."""
-    session.execute(text("SELECT pg_advisory_xact_lock(hashtext('sauscan-default-key'))"))
+    lock(session, "default-key")
     if token is not None and authenticate(session, token) is not None:
         return token
     return create_key(session, ensure_tenant(session, "default"), name="default")

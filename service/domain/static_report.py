@@ -13,6 +13,11 @@ NOT_RUN = (
     "renders: the file was never loaded",
 )
 
+PICKLE = {
+    "code": "pickle-not-accepted",
+    "detail": "The file is a pickle. Its imports are harmless, but only safetensors are loaded: convert it.",
+}
+
 
 def decide(
     static: Mapping[str, Any], *, sha256: str, engine_version: str, config: Mapping[str, Any]
@@ -21,24 +26,23 @@ def decide(
 
     static: `Preflight.as_dict()`.
     """
+    common: dict[str, Any] = {
+        "static": static,
+        "sha256": sha256,
+        "engine_version": engine_version,
+        "config": config,
+    }
     if static["dangers"]:
-        return _report("fail", _danger_summary(static["dangers"]), static, sha256, engine_version, config)
+        return _report("fail", f"Do not load this file. {static['dangers'][0]['description']}", **common)
     if static["format"] == "pickle":
-        summary = (
-            "Not scanned: the file is a pickle. Its imports are harmless, but only safetensors are loaded; "
-            "convert it and submit it again (pickle-not-accepted)."
-        )
-        return _report("inconclusive", summary, static, sha256, engine_version, config)
+        return _report("inconclusive", f"Not scanned. {PICKLE['detail']}", **common) | {"problem": PICKLE}
     return None
-
-
-def _danger_summary(dangers: list[Mapping[str, Any]]) -> str:
-    return f"Do not load this file. {dangers[0]['description']}"
 
 
 def _report(
     verdict: str,
     summary: str,
+    *,
     static: Mapping[str, Any],
     sha256: str,
     engine_version: str,

@@ -184,7 +184,7 @@ def test_harmless_pickle_is_inconclusive_and_says_why(
         scan = client.post("/scans", content=body).json()
         assert (scan["state"], scan["verdict"]) == ("succeeded", "inconclusive")
         report = client.get(f"/scans/{scan['id']}/report").json()
-        assert "pickle-not-accepted" in report["summary"]
+        assert report["problem"]["code"] == "pickle-not-accepted"
         assert report["findings"] == []
     assert_nothing_left(database, settings)
 

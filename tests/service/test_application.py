@@ -182,14 +182,6 @@ def test_head_tells_whether_an_upload_is_needed(client: TestClient, stranger: Te
     assert client.head("/blobs/sha256:xyz").status_code == 422
 
 
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """The handlers write to the standard error of this test, which is closed after it."""
-    yield
-    logging.getLogger().handlers.clear()
-
-
-@pytest.mark.usefixtures("logging_restored")
 def test_logs_are_json_with_the_request_id(settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
     app = create_app(settings.model_copy(update={"log_level": "INFO"}))
     response = TestClient(app).get("/healthz?prompts=secret")

@@ -1,0 +1,106 @@
+"""Policies, and the verdict of a scan under one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+
+from service import problems
+from service.api.deps import Parts, PartsDep, Reader, Writer, find_scan
+from service.api.schemas import PolicyList, PolicyResource, ScanVerdict
+from service.db import policies
+from service.db.models import PolicyVersion
+from service.domain.policy import Policy, judge
+from service.problems import NoReport, PolicyNotFound
+
+router = APIRouter(tags=["policies"])
+
+_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.InvalidRequest)
+_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+Name = Annotated[str, Path(pattern=_NAME)]
+Version = Annotated[int | None, Query(ge=1, lt=2**31, description="The newest if left out")]
+
+
+@router.put(
+    "/policies/{name}",
+    response_model=PolicyResource,
+    summary="Set a policy",
+    responses={
+        201: {"model": PolicyResource, "description": "A new version"},
+        **problems.responses(*_ACCESS),
+    },
+)
+def put_policy(
+    name: Name, policy: Policy, parts: PartsDep, principal: Writer, response: Response
+) -> dict[str, Any]:
+    """Makes a new version; earlier ones stay. The same policy again makes none."""
+    body = policy.model_dump(mode="json")
+    with parts.database.transaction() as session:
+        version, made = policies.put_policy(session, principal.tenant_id, name, body)
+    response.status_code = 201 if made else 200
+    return _resource(version)
+
+
+@router.get(
+    "/policies", response_model=PolicyList, summary="List policies", responses=problems.responses(*_ACCESS)
+)
+def list_policies(parts: PartsDep, principal: Reader) -> dict[str, Any]:
+    """The newest version of each."""
+    with parts.database.transaction() as session:
+        return {"policies": [_resource(one) for one in policies.list_policies(session, principal.tenant_id)]}
+
+
+@router.get(
+    "/policies/{name}",
+    response_model=PolicyResource,
+    summary="Read a policy",
+    responses=problems.responses(*_ACCESS, problems.PolicyNotFound),
+)
+def read_policy(name: Name, parts: PartsDep, principal: Reader, version: Version = None) -> dict[str, Any]:
+    """Every version that ever was can be read."""
+    return _resource(_find(parts, principal.tenant_id, name, version))
+
+
+@router.get(
+    "/scans/{scan_id}/verdict",
+    response_model=ScanVerdict,
+    summary="Judge a scan",
+    responses=problems.responses(
+        *_ACCESS, problems.ScanNotFound, problems.Gone, problems.NoReport, problems.PolicyNotFound
+    ),
+)
+def read_verdict(
+    scan_id: str,
+    parts: PartsDep,
+    principal: Reader,
+    policy: Annotated[str | None, Query(pattern=_NAME, description="The default policy if left out")] = None,
+    version: Version = None,
+) -> dict[str, Any]:
+    """The verdict of the scan's report under a policy, and the rule that decided; nothing is scanned."""
+    scan = find_scan(parts, principal, scan_id)
+    if scan.report is None:
+        raise NoReport(f"The scan is {scan.state}.")
+    if policy is None:
+        return {"policy": None, "version": None, **judge(scan.report, Policy()).model_dump()}
+    found = _find(parts, principal.tenant_id, policy, version)
+    judgement = judge(scan.report, Policy.model_validate(found.body))
+    return {"policy": found.name, "version": found.version, **judgement.model_dump()}
+
+
+def _find(parts: Parts, tenant_id: str, name: str, version: int | None) -> PolicyVersion:
+    with parts.database.transaction() as session:
+        found = policies.get_policy(session, tenant_id, name, version)
+    if found is None:
+        raise PolicyNotFound
+    return found
+
+
+def _resource(version: PolicyVersion) -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": version.version,
+        "policy": version.body,
+        "created_at": version.created_at,
+    }
