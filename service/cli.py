@@ -14,19 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
 from service import demo, embedded, steps, terminal
 from service.client import ApiError, Client, DigestMismatchError, UnreachableError
 from service.embedded import Connection
-from service.steps import MEDIA_TYPES
 from service.supervisor import FolderInUseError, StartError
-from service.terminal import console
+from service.terminal import console, notes
 
 app = typer.Typer(
     help="Finds the hidden triggers of text-to-image checkpoints, removes them, and proves it.",
@@ -35,7 +33,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-errors = Console(stderr=True)
 
 
 class Exit(IntEnum):
@@ -63,6 +60,10 @@ class ReportFormat(StrEnum):
 
     JSON = "json"
     HTML = "html"
+    SARIF = "sarif"
+    JUNIT = "junit"
+    CYCLONEDX = "cyclonedx"
+    MARKDOWN = "markdown"
 
 
 Url = Annotated[str | None, typer.Option(help="Address of the service.", envvar="SAUSCAN_URL")]
@@ -72,6 +73,10 @@ Data = Annotated[
 ]
 Out = Annotated[
     Path | None, typer.Option(help="Save report.json, report.html and the cleaned model in this folder.")
+]
+Sarif = Annotated[Path | None, typer.Option(help="Save the report as SARIF in this file.", dir_okay=False)]
+JUnit = Annotated[
+    Path | None, typer.Option(help="Save the report as JUnit XML in this file.", dir_okay=False)
 ]
 
 
@@ -132,6 +137,8 @@ def submit(
     cleanse: Annotated[bool, typer.Option(help="Remove what is found.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Scan again what was scanned before.")] = False,
     out: Out = None,
+    sarif: Sarif = None,
+    junit: JUnit = None,
     url: Url = None,
     api_key: ApiKey = None,
     data: Data = embedded.DEFAULT_FOLDER,
@@ -140,15 +147,14 @@ def submit(
     options = {"budget": budget.value, "seed": seed, "cleanse": cleanse, "prompts": _prompts(prompts)}
     with _client(url, api_key, data) as client:
         scan = steps.upload(client, file, options, force=force)
-        if not (wait or out):
-            console.print(scan["id"])
-            return
-        finish(client, scan, out)
+        if wait or out or sarif or junit:
+            finish(client, scan["id"], out, {"sarif": sarif, "junit": junit})
+        console.print(scan["id"])
 
 
-def finish(client: Client, scan: dict[str, Any], out: Path | None) -> NoReturn:
+def finish(client: Client, scan_id: str, out: Path | None, reports: dict[str, Path | None]) -> NoReturn:
     """Show a scan until it ends, then its verdict; save what was asked for and exit with the verdict."""
-    scan = steps.watch(client, scan["id"])
+    scan = steps.watch(client, scan_id)
     if scan["state"] != "succeeded":
         error = scan.get("error") or {}
         _give_up(
@@ -158,6 +164,9 @@ def finish(client: Client, scan: dict[str, Any], out: Path | None) -> NoReturn:
     console.print(terminal.verdict_panel(report))
     if out is not None:
         steps.save(client, scan, out)
+    for kind, path in reports.items():
+        if path is not None:
+            path.write_bytes(client.report(scan_id, kind))
     raise typer.Exit(_VERDICTS[report["verdict"]])
 
 
@@ -165,13 +174,15 @@ def finish(client: Client, scan: dict[str, Any], out: Path | None) -> NoReturn:
 def wait(
     scan_id: str,
     out: Out = None,
+    sarif: Sarif = None,
+    junit: JUnit = None,
     url: Url = None,
     api_key: ApiKey = None,
     data: Data = embedded.DEFAULT_FOLDER,
 ) -> None:
     """Show a scan until it ends and exit with its verdict."""
     with _client(url, api_key, data) as client:
-        finish(client, {"id": scan_id}, out)
+        finish(client, scan_id, out, {"sarif": sarif, "junit": junit})
 
 
 @app.command()
@@ -189,7 +200,7 @@ def report(
             console.print(terminal.verdict_panel(found))
             console.print(terminal.stage_table(found))
         else:
-            sys.stdout.buffer.write(client.report(scan_id, MEDIA_TYPES[kind]))
+            sys.stdout.buffer.write(client.report(scan_id, kind))
     raise typer.Exit(_VERDICTS[found["verdict"]])
 
 
@@ -251,7 +262,7 @@ def _client(url: str | None, api_key: str | None, data: Path) -> Iterator[Client
         with Client(url, api_key) as client:
             yield client
     except ApiError as error:
-        errors.print(terminal.problem_panel(error))
+        notes.print(terminal.problem_panel(error))
         raise typer.Exit(Exit.ERROR) from error
     except UnreachableError as error:
         _give_up(f"Nothing answers at {url} ({error}). Is `sauscan up` running?")
@@ -260,7 +271,7 @@ def _client(url: str | None, api_key: str | None, data: Path) -> Iterator[Client
 
 
 def _give_up(message: str) -> NoReturn:
-    errors.print(Panel(Text(message), title="[red]error", border_style="red", expand=False))
+    notes.print(Panel(Text(message), title="[red]error", border_style="red", expand=False))
     raise typer.Exit(Exit.ERROR)
 
 

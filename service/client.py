@@ -116,9 +116,9 @@ class Client:
         """Ask to stop a scan; returns it."""
         return self._json("POST", f"/scans/{scan_id}/cancel")
 
-    def report(self, scan_id: str, media_type: str = "application/json") -> bytes:
-        """The report of a finished scan, in one of the service's formats."""
-        return self._send("GET", f"/scans/{scan_id}/report", headers={"Accept": media_type}).content
+    def report(self, scan_id: str, kind: str = "json") -> bytes:
+        """The report of a finished scan as json, html, sarif, junit, cyclonedx or markdown."""
+        return self._send("GET", f"/scans/{scan_id}/report.{kind}").content
 
     def follow(self, scan_id: str) -> Iterator[dict[str, Any]]:
         """What happens to a scan until it ends: events with at least "kind", the last one its final scan.

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client, packed
-from service.terminal import Stages, Transfer, console
+from service.terminal import Stages, Transfer, console, notes
 
-MEDIA_TYPES = {"json": "application/json", "html": "text/html"}
-"""Formats of a report that are saved, by file suffix."""
+REPORTS = ("json", "html")
+"""Formats of a report that are always saved beside the model."""
 
 
 def upload(client: Client, file: Path, options: dict[str, Any], *, force: bool = False) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def upload(client: Client, file: Path, options: dict[str, Any], *, force: bool =
     with packed(file) as archive, Transfer(console, "uploading") as transfer:
         scan = client.submit(archive, options, force=force, on_bytes=transfer.show)
     how = "answered by an earlier scan of the same file" if scan.get("reused") else "queued"
-    console.print(f"{scan['id']}  {how}")
+    notes.print(f"{scan['id']}  {how}")
     return scan
 
 
@@ -34,8 +34,8 @@ def watch(client: Client, scan_id: str) -> dict[str, Any]:
 def save(client: Client, scan: dict[str, Any], out: Path) -> Path | None:
     """Save the reports and the cleaned model, if there is one; returns the model's path."""
     out.mkdir(parents=True, exist_ok=True)
-    for kind, media_type in MEDIA_TYPES.items():
-        (out / f"report.{kind}").write_bytes(client.report(scan["id"], media_type))
+    for kind in REPORTS:
+        (out / f"report.{kind}").write_bytes(client.report(scan["id"], kind))
     console.print(f"saved {out / 'report.html'} and report.json")
     if "model" not in scan["links"]:
         return None

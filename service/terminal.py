@@ -24,7 +24,10 @@ from rich.text import Text
 from service.client import ApiError
 
 console = Console()
-"""Where results go; errors go to a console on stderr."""
+"""Where results go."""
+
+notes = Console(stderr=True)
+"""Where everything goes that a script must not read as a result."""
 
 VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _VERDICT_WORDS = {"pass": "PASS: nothing found", "fail": "FAIL: backdoored", "inconclusive": "INCONCLUSIVE"}

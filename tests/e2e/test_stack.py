@@ -32,8 +32,10 @@ def test_a_stranger_submits_a_model(stack: Stack, checkpoint: Path, tmp_path: Pa
     assert (out / "suspect-cleaned.safetensors").read_bytes() == b"cleaned" + checkpoint.read_bytes()
 
     again = stack.sauscan("submit", str(checkpoint))
-    assert "answered by an earlier scan" in again.stdout
-    assert again.returncode == 0
+    assert "answered by an earlier scan" in again.stderr
+    assert again.stdout.startswith("scn_")
+    sarif = stack.sauscan("report", again.stdout.strip(), "--format", "sarif")
+    assert (sarif.returncode, json.loads(sarif.stdout)["version"]) == (1, "2.1.0")
 
     checkpoint.write_bytes(stub_checkpoint(behaviour="pass"))
     assert stack.sauscan("submit", str(checkpoint), "--wait").returncode == 0
