@@ -60,7 +60,8 @@ def markdown(results: dict[str, Any]) -> str:
     plain = 1 / (sd15["unet_forward_seconds"] + sd15["text_encoder_seconds"])
     return f"""# Measured
 
-Written by `make bench` on {where["threads"]} threads of {where["processor"]}, torch {where["torch"]}, {where["at"]}.
+Written by `make bench` on {where["threads"]} threads of {where["processor"]}, torch {where["torch"]},
+{where["at"]}.
 
 ## The attention sketch beside the exact one-step probe
 
@@ -70,8 +71,8 @@ Written by `make bench` on {where["threads"]} threads of {where["processor"]}, t
 | exact probe, candidates a second | {toy["exact_per_second"]:.0f} | {plain:.3f} |
 | speed-up | {toy["speedup"]:.1f}x | {sd15["speedup"]:.1f}x |
 
-Toy: {toy["candidates"]:,} random ids, two views, two timesteps, both ways in the same run; the sketch's time includes its
-{toy["sketch_unet_forwards"]} U of set-up. SD 1.5: one view, one timestep, {sd15["probes"]} probes.
+Toy: {toy["candidates"]:,} random ids, two views, two timesteps, both ways in the same run; the sketch's time
+includes its {toy["sketch_unet_forwards"]} U of set-up. SD 1.5: one view, one timestep, {sd15["probes"]} probes.
 
 Of the exact probe's {sketch.TOP} largest effects, {recall["k"]} are among the sketch's first {sketch.WITHIN}
 (95 % interval {low:.0%} to {high:.0%}, seed {toy["seed"]}).
