@@ -72,7 +72,8 @@ Written by `make bench` on {where["threads"]} threads of {where["processor"]}, t
 | speed-up | {toy["speedup"]:.1f}x | {sd15["speedup"]:.1f}x |
 
 Toy: {toy["candidates"]:,} random ids, two views, two timesteps, both ways in the same run; the sketch's time
-includes its {toy["sketch_unet_forwards"]} U of set-up. SD 1.5: one view, one timestep, {sd15["probes"]} probes.
+includes its {toy["sketch_unet_forwards"]} U of set-up. SD 1.5: one view, one timestep, {sd15["probes"]}
+probes.
 
 Of the exact probe's {sketch.TOP} largest effects, {recall["k"]} are among the sketch's first {sketch.WITHIN}
 (95 % interval {low:.0%} to {high:.0%}, seed {toy["seed"]}).
