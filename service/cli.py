@@ -20,10 +20,9 @@ import typer
 from rich.panel import Panel
 from rich.text import Text
 
-from service import demo, embedded, steps, terminal
+from service import steps, terminal
 from service.client import ApiError, Client, DigestMismatchError, UnreachableError
-from service.embedded import Connection
-from service.supervisor import FolderInUseError, StartError
+from service.connection import DEFAULT_FOLDER, Connection
 from service.terminal import console, notes
 
 app = typer.Typer(
@@ -82,7 +81,7 @@ JUnit = Annotated[
 
 @app.command()
 def up(
-    data: Data = embedded.DEFAULT_FOLDER,
+    data: Data = DEFAULT_FOLDER,
     port: Annotated[int | None, typer.Option(help="Port of the API; 8000 or a free one if left out.")] = None,
     clip: Annotated[
         Path | None, typer.Option(help="Folder of a CLIP model: the witness of every scan.", exists=True)
@@ -90,6 +89,9 @@ def up(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
 ) -> None:
     """Run the whole service in one folder until Ctrl-C: PostgreSQL, Valkey, API, relay and a worker."""
+    from service import embedded  # a client needs none of its packages
+    from service.supervisor import FolderInUseError, StartError
+
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -108,7 +110,7 @@ def up(
 
 
 def _welcome(connection: Connection, data: Path) -> Panel:
-    where = "" if data == embedded.DEFAULT_FOLDER else f" --data {data}"
+    where = "" if data == DEFAULT_FOLDER else f" --data {data}"
     lines = (
         f"dashboard  [bold]{connection.url}[/]",
         f"API        {connection.url}/docs",
@@ -141,7 +143,7 @@ def submit(
     junit: JUnit = None,
     url: Url = None,
     api_key: ApiKey = None,
-    data: Data = embedded.DEFAULT_FOLDER,
+    data: Data = DEFAULT_FOLDER,
 ) -> None:
     """Upload a checkpoint and scan it."""
     options = {"budget": budget.value, "seed": seed, "cleanse": cleanse, "prompts": _prompts(prompts)}
@@ -178,7 +180,7 @@ def wait(
     junit: JUnit = None,
     url: Url = None,
     api_key: ApiKey = None,
-    data: Data = embedded.DEFAULT_FOLDER,
+    data: Data = DEFAULT_FOLDER,
 ) -> None:
     """Show a scan until it ends and exit with its verdict."""
     with _client(url, api_key, data) as client:
@@ -191,7 +193,7 @@ def report(
     kind: Annotated[ReportFormat | None, typer.Option("--format", help="Print it in this format.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
-    data: Data = embedded.DEFAULT_FOLDER,
+    data: Data = DEFAULT_FOLDER,
 ) -> None:
     """Show a finished scan's report and exit with its verdict."""
     with _client(url, api_key, data) as client:
@@ -209,7 +211,7 @@ def list_scans(
     limit: Annotated[int, typer.Option(min=1)] = 20,
     url: Url = None,
     api_key: ApiKey = None,
-    data: Data = embedded.DEFAULT_FOLDER,
+    data: Data = DEFAULT_FOLDER,
 ) -> None:
     """List the newest scans."""
     with _client(url, api_key, data) as client:
@@ -217,9 +219,7 @@ def list_scans(
 
 
 @app.command()
-def cancel(
-    scan_id: str, url: Url = None, api_key: ApiKey = None, data: Data = embedded.DEFAULT_FOLDER
-) -> None:
+def cancel(scan_id: str, url: Url = None, api_key: ApiKey = None, data: Data = DEFAULT_FOLDER) -> None:
     """Stop a scan that waits or runs."""
     with _client(url, api_key, data) as client:
         scan = client.cancel(scan_id)
@@ -233,6 +233,9 @@ def run_demo(
     also_clean: Annotated[bool, typer.Option("--also-clean", help="Scan the clean model too.")] = False,
 ) -> None:
     """Show it all on a small backdoored model: find the trigger, remove it, prove it."""
+    from service import demo
+    from service.supervisor import StartError
+
     try:
         shown = demo.run(demo.Example(examples), out, also_clean=also_clean)
     except (StartError, ApiError, UnreachableError, DigestMismatchError) as error:

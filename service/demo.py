@@ -23,7 +23,7 @@ from rich.text import Text
 
 from service import steps, terminal
 from service.client import Client
-from service.embedded import Connection
+from service.connection import Connection
 from service.supervisor import StartError
 from service.terminal import console
 

@@ -35,11 +35,11 @@ import psutil
 import redis
 from sqlalchemy.exc import OperationalError
 
+from service.connection import DEFAULT_FOLDER, Connection, write_private
 from service.db import migrate, tenants
 from service.db.session import Database
 from service.supervisor import Service, Supervisor, exclusive
 
-DEFAULT_FOLDER = Path("sauscan-data")
 DEFAULT_PORT = 8000
 HOST = "127.0.0.1"
 
@@ -49,35 +49,6 @@ _ONE_MACHINE = {
     "SAUSCAN_HEARTBEAT_SECONDS": "5",
     "SAUSCAN_REAPER_SECONDS": "2",
 }
-
-
-@dataclass(frozen=True)
-class Connection:
-    """How a client reaches the service."""
-
-    url: str
-    api_key: str
-
-    @classmethod
-    def read(cls, folder: Path) -> Connection | None:
-        """The connection of the service of that folder; None if it was never started."""
-        try:
-            return cls(**json.loads((folder / "connection.json").read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        """Leave it for the other commands, readable by this user only."""
-        write_private(folder / "connection.json", json.dumps({"url": self.url, "api_key": self.api_key}))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    partial.replace(path)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from service.client import Client
-from service.embedded import Connection
+from service.connection import Connection
 from tests.faults.conftest import REPOSITORY, SHORT, until
 
 SETTINGS = {f"SAUSCAN_{name}": value for name, value in SHORT.items()}
