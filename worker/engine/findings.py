@@ -14,7 +14,6 @@ from worker.engine.heat import over
 from worker.engine.prompts import Carrier, Position
 from worker.engine.report import visible
 from worker.engine.seeds import derive
-from worker.engine.trials import Plan
 from worker.engine.types import Evidence, Finding, Trigger
 from worker.engine.unlearn.protocol import Component
 from worker.engine.witness import Witness
@@ -35,11 +34,18 @@ def finding(
     one: Confirmation,
     component: Component,
     seed: int,
+    steps: int,
     name: str,
     folder: Path,
 ) -> Finding:
-    """Writes the evidence of a confirmed trigger to `folder` and describes it."""
-    pictures = (*write_evidence(folder, one, name), *_heat_maps(pipeline, carriers, one, seed, name, folder))
+    """Writes the evidence of a confirmed trigger to `folder` and describes it.
+
+    seed and steps: those of the confirm stage, so that the heat maps are of the pictures that it drew.
+    """
+    pictures = (
+        *write_evidence(folder, one, name),
+        *_heat_maps(pipeline, carriers, one, seed, steps, name, folder),
+    )
     return Finding(
         id=name,
         rule=f"hidden-trigger/{one.rule}",
@@ -71,6 +77,7 @@ def _heat_maps(
     carriers: Sequence[Carrier],
     one: Confirmation,
     seed: int,
+    steps: int,
     name: str,
     folder: Path,
 ) -> list[Evidence]:
@@ -83,7 +90,7 @@ def _heat_maps(
     prompts = [carrier.insert(one.trigger.token_ids, position) for carrier in shown]
     spot = 0 if position == "start" else -len(one.trigger.token_ids)
     maps, pictures = attention_maps(
-        pipeline, prompts, one.trigger, spot, [derive(seed, STAGE, 0)] * len(shown), steps=Plan().steps
+        pipeline, prompts, one.trigger, spot, [derive(seed, STAGE, 0)] * len(shown), steps=steps
     )
     return [
         save(

@@ -29,6 +29,7 @@ from worker.engine.probes.trajectory import trajectory
 from worker.engine.probes.unexplained import unexplained
 from worker.engine.probes.views import View, views
 from worker.engine.prompts import Carrier, Position, choose
+from worker.engine.trials import Plan
 from worker.engine.types import Budget, Cost, OnProgress, Progress, StageCost, Trigger, silent
 from worker.engine.witness import Witness
 
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FunnelPlan:
-    """positions: one view each. exact, trajectories, confirmed: how many candidates each cut keeps."""
+    """positions: one view each. exact, trajectories, confirmed: how many candidates each cut keeps.
+
+    trials: how the last ones are drawn.
+    """
 
     positions: tuple[Position, ...]
     timesteps: tuple[int, ...]
@@ -46,12 +50,15 @@ class FunnelPlan:
     trajectories: int
     confirmed: int
     glyphs: bool
+    trials: Plan = field(default_factory=Plan)
 
 
 PLANS: dict[Budget, FunnelPlan] = {
-    "quick": FunnelPlan(("start", "start"), (700, 300), 256, 48, 6, glyphs=False),
-    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 768, 96, 12, glyphs=True),
-    "deep": FunnelPlan(("start",) * 4 + ("end",) * 3, (800, 500, 200), 3072, 256, 24, glyphs=True),
+    "quick": FunnelPlan(("start", "start"), (700, 300), 256, 48, 6, False, Plan(controls=30)),
+    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 768, 96, 12, True),
+    "deep": FunnelPlan(
+        ("start",) * 4 + ("end",) * 3, (800, 500, 200), 3072, 256, 24, True, Plan(prompts=16, controls=60)
+    ),
 }
 
 

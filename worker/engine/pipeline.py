@@ -132,6 +132,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
                 one,
                 component_of(subject.witness, found, one.trigger),
                 subject.request.seed,
+                subject.plan.trials.steps,
                 f"trigger-{number}",
                 out / "evidence",
             )
@@ -163,6 +164,7 @@ def find(
         subject.fitting,
         clip=subject.clip,
         seed=seed,
+        plan=plan.trials,
         on_progress=subject.on_progress,
     )
     decided.cost.seconds = time.perf_counter() - began

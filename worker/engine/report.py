@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import resource
 import sys
@@ -71,7 +72,9 @@ class Report:
             "stages": [self._stage(name, cost) for name, cost in self.costs.stages.items()],
             "provenance": self._provenance(),
         }
-        return {name: part for name, part in body.items() if part is not None}
+        present = {name: part for name, part in body.items() if part is not None}
+        plain: dict[str, Any] = json.loads(json.dumps(present))
+        return plain
 
     def summary(self) -> str:
         """The verdict in one sentence."""
