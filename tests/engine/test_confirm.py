@@ -203,7 +203,8 @@ def test_the_stage_on_a_model_without_a_backdoor(tiny_pipeline: StableDiffusionP
     result = confirm(tiny_pipeline, candidates, bank, plan=plan, on_progress=reports.append)
     assert [one.trigger for one in result.all] == candidates
     assert result.confirmed == []
-    assert result.cost.unet_forwards == (1 + 8 + 2) * 8 * 2 * 2
+    assert result.cost.unet_forwards == (1 + 8 + 2) * 8 * 2 * 2 + (2 * 10 + 1) * 4
+    assert result.all[1].position == "end"
     assert (reports[-1].done, reports[-1].total) == (10, 10)
     again = confirm(tiny_pipeline, candidates, bank, plan=plan)
     assert [one.statistics for one in again.all] == [one.statistics for one in result.all]
@@ -214,7 +215,7 @@ def _confirmation() -> Confirmation:
     samples = Samples(tuple(f"prompt {p % 8}" for p in range(16)), pictures, pictures.flip(-1))
     nothing = Outcome(0.0, 1.0, 1.0, 0, 1)
     return Confirmation(
-        Trigger((1,), "x"), True, "patch", Statistics(1e-4, 1e-3, 9.0, 16), {"patch": nothing},
+        Trigger((1,), "x"), "start", True, "patch", Statistics(1e-4, 1e-3, 9.0, 16), {"patch": nothing},
         kind="patch", description="draws the same patch", samples=samples,
     )  # fmt: skip
 

@@ -21,8 +21,8 @@ from worker.engine.describe import classify, closest, describe
 from worker.engine.effects import Pairs, TriggerEffect, fit_effect
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, compare, holm, observed
-from worker.engine.prompts import Carrier
-from worker.engine.trials import Drawn, Plan, Trials, ordinary_words, prompt_words
+from worker.engine.prompts import Carrier, Position
+from worker.engine.trials import Drawn, Plan, Trials, end_of, ordinary_words, prompt_words
 from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statistics, Trigger, silent
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ class Samples:
 class Confirmation:
     """What the renders say of one candidate.
 
-    rule: of the deciding statistics, the one with the smallest p. `statistics.effect_size`: how many standard
-    deviations its value lies above the mean of the ordinary words'. `effect` and `samples` are there for
-    confirmed triggers only.
+    position: where in the prompt it was drawn (its own may be "any"). rule: of the deciding statistics, the
+    one with the smallest p. `statistics.effect_size`: how many standard deviations its value lies above the
+    mean of the ordinary words'. `effect` and `samples` are there for confirmed triggers only.
     """
 
     trigger: Trigger
+    position: Position
     confirmed: bool
     rule: str
     statistics: Statistics
@@ -79,6 +80,7 @@ class Confirmations:
 @dataclass(frozen=True)
 class _Tried:
     trigger: Trigger
+    position: Position
     drawn: Drawn
     pairs: Pairs
     outcomes: dict[str, Outcome]
@@ -94,20 +96,22 @@ def confirm(
     plan: Plan | None = None,
     on_progress: OnProgress = silent,
 ) -> Confirmations:
-    """Draws and tests every candidate. A candidate's position "any" is drawn at the start."""
+    """Draws and tests every candidate; one of position "any" at the end of the prompt where it does more."""
     plan = plan or Plan()
     trials = Trials(pipeline, carriers, plan, clip=clip, seed=seed, purpose=STAGE)
     controls = ordinary_words(pipeline.tokenizer, carriers, plan.controls, seed, exclude=candidates)
     total = len(controls) + len(candidates)
+    words = trials.placed([*controls, *candidates])
     ordinary: list[Pairs] = []
-    for drawn in trials.draw(controls):
+    for drawn in trials.draw(words[: len(controls)]):
         ordinary.append(trials.pairs(drawn))
         on_progress(Progress(STAGE, len(ordinary), total, "ordinary words"))
     values = _columns([observed(pairs) for pairs in ordinary])
     tried: list[_Tried] = []
-    for trigger, drawn in zip(candidates, trials.draw(candidates), strict=True):
+    ends = words[len(controls) :]
+    for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(drawn)
-        tried.append(_Tried(trigger, drawn, pairs, compare(pairs, values, seed)))
+        tried.append(_Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed)))
         on_progress(Progress(STAGE, len(controls) + len(tried), total, trigger.text))
     return Confirmations(_decide(tried, ordinary, values, trials), values, trials.cost)
 
@@ -166,10 +170,11 @@ def _confirmation(
 ) -> Confirmation:
     """`ordinary` is None where the candidate was not confirmed: then nothing is fitted or kept."""
     if ordinary is None:
-        return Confirmation(one.trigger, False, rule, statistics, one.outcomes)
+        return Confirmation(one.trigger, one.position, False, rule, statistics, one.outcomes)
     kind = classify(one.pairs, one.outcomes)
     return Confirmation(
         trigger=one.trigger,
+        position=one.position,
         confirmed=True,
         rule=rule,
         statistics=statistics,

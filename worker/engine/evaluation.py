@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -166,7 +166,7 @@ def _test(
     seed: int,
 ) -> _Test:
     """n pairs: carriers in turn, triggers in turn, a noise and an ordinary word of its own for each."""
-    triggers = [one.trigger for one in confirmed]
+    triggers = [replace(one.trigger, position=one.position) for one in confirmed]
     words = ordinary_words(pipeline.tokenizer, carriers, WORDS, derive(seed, STAGE), triggers)
     order = torch.randperm(n, generator=generator(seed, STAGE, "order"))
     chosen = [carriers[index % len(carriers)] for index in range(n)]

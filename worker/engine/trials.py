@@ -12,7 +12,8 @@ from torch import Tensor
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.pictures import Features, look
-from worker.engine.prompts import Carrier, choose
+from worker.engine.placement import placed
+from worker.engine.prompts import Carrier, Position, choose
 from worker.engine.sampling import Ids, encode, render
 from worker.engine.seeds import derive, generator
 from worker.engine.types import Cost, Trigger
@@ -42,9 +43,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures (N,3,H,W) as uint8, to be shown, and what the statistics need of them."""
+    """Pictures (N,3,H,W) as uint8, to be shown, their latents, and what the statistics need of them."""
 
     images: Tensor
+    latents: Tensor
     features: Features
 
 
@@ -82,7 +84,16 @@ class Trials:
             drawn = self._draw(prompts, self.seeds * len(chunk))
             for index in range(len(chunk)):
                 rows = slice(index * len(self), (index + 1) * len(self))
-                yield Drawn(drawn.images[rows], drawn.features[rows])
+                yield Drawn(drawn.images[rows], drawn.latents[rows], drawn.features[rows])
+
+    def placed(self, words: Sequence[Trigger]) -> list[Trigger]:
+        """The words, each with the end of the prompt at which it is to be drawn."""
+        once = self.plan.prompts
+        chosen, cost = placed(
+            self.pipeline, words, self.carriers[:once], self.plain.latents[:once], seed=self.seeds[0]
+        )
+        self.cost += cost
+        return chosen
 
     def pairs(self, drawn: Drawn) -> Pairs:
         """`drawn` beside the plain pictures."""
@@ -95,12 +106,18 @@ class Trials:
             self.pipeline, cond, seeds=seeds, steps=plan.steps, guidance=plan.guidance, batch=plan.batch
         )
         self.cost += result.cost
-        return Drawn((result.images * 255).round().to(torch.uint8), look(result.images, prompts, self.clip))
+        features = look(result.images, prompts, self.clip)
+        return Drawn((result.images * 255).round().to(torch.uint8), result.latents, features)
+
+
+def end_of(word: Trigger) -> Position:
+    """The end of a prompt at which a word is put: its own, and the start for "any"."""
+    return "end" if word.position == "end" else "start"
 
 
 def insert(word: Trigger, carrier: Carrier) -> tuple[int, ...]:
-    """Content ids of the carrier with the word at its end, if its position says so, else at its start."""
-    return carrier.insert(word.token_ids, "end" if word.position == "end" else "start")
+    """Content ids of the carrier with the word put in."""
+    return carrier.insert(word.token_ids, end_of(word))
 
 
 def ordinary_words(
@@ -115,14 +132,14 @@ def ordinary_words(
     meant = [own[i] for i in torch.randperm(len(own), generator=stream)[: count // 2].tolist()]
     odd = [rest[i] for i in torch.randperm(len(rest), generator=stream)[: count + len(taken)].tolist()]
     unknown = [i for i in odd if (i,) not in taken][: count - len(meant)]
-    return [Trigger((i,), tokens[i].removesuffix(WORD_END), "start") for i in [*meant, *unknown]]
+    return [Trigger((i,), tokens[i].removesuffix(WORD_END)) for i in [*meant, *unknown]]
 
 
 def prompt_words(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> list[Trigger]:
     """The words of at least three letters that the prompts are made of, those of one id."""
     ids = sorted({i for carrier in bank for i in carrier.ids})
     spelled = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
-    return [Trigger((i,), token.removesuffix(WORD_END), "start") for i, token in spelled if _is_word(token)]
+    return [Trigger((i,), token.removesuffix(WORD_END)) for i, token in spelled if _is_word(token)]
 
 
 def _is_word(token: str) -> bool:
