@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 from worker.engine.checkpoint_errors import CheckpointError, UnsupportedCheckpoint
 from worker.engine.checkpoint_folder import folder_layout
@@ -199,7 +199,7 @@ def _assemble(layout: Layout) -> StableDiffusionPipeline:
         unet=layout.modules["unet"],
         vae=layout.modules["vae"],
         tokenizer=layout.tokenizer,
-        scheduler=DDIMScheduler.from_config(dict(layout.settings["scheduler"])),
+        scheduler=layout.scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

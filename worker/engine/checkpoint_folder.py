@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from worker.engine.checkpoint_layout import (
     Slot,
     WeightFile,
     architecture,
+    build_scheduler,
     check_assembly,
     check_fit,
     skeletons,
@@ -53,21 +54,41 @@ REQUIRED = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 VARIANTS = ("", ".fp16", ".non_ema")
 
-TEXT_SETTINGS = (
-    "attention_dropout",
-    "bos_token_id",
-    "eos_token_id",
-    "hidden_act",
-    "hidden_size",
-    "intermediate_size",
-    "layer_norm_eps",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "pad_token_id",
-    "projection_dim",
-    "vocab_size",
-)
+SETTINGS: dict[Component, list[str]] = {
+    "text_encoder": [
+        "attention_dropout",
+        "bos_token_id",
+        "eos_token_id",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "pad_token_id",
+        "projection_dim",
+        "vocab_size",
+    ],
+    "unet": list(inspect.signature(UNet2DConditionModel).parameters),
+    "vae": list(inspect.signature(AutoencoderKL).parameters),
+}
+"""The settings on the list; nothing else of a file reaches a constructor."""
+
+NUMBERS: dict[Component, tuple[str, ...]] = {
+    "text_encoder": ("hidden_size", "max_position_embeddings", "vocab_size"),
+    "unet": ("cross_attention_dim", "in_channels", "sample_size"),
+    "vae": ("latent_channels", "scaling_factor"),
+}
+"""Settings that must be there, and above zero."""
+
+DEFAULTS: dict[Component, dict[str, Any]] = {
+    "text_encoder": {},
+    "unet": {},
+    "vae": {"scaling_factor": 0.18215},
+}
+"""Settings that old folders leave out."""
+
 BLOCKS = {
     "CrossAttnDownBlock2D",
     "CrossAttnUpBlock2D",
@@ -107,7 +128,8 @@ def folder_layout(source: Source) -> Layout:
         _check_weights(component, modules[component], files)
     opened = {file.member for file in files} | {name for name in source.sizes if name.endswith(".json")}
     ignored = tuple(sorted(source.sizes.keys() - opened))
-    return Layout(architecture(settings), settings, modules, tokenizer, files, ignored)
+    scheduler = build_scheduler(settings)
+    return Layout(architecture(settings), settings, modules, tokenizer, scheduler, files, ignored)
 
 
 def _check_index(source: Source) -> None:
@@ -153,24 +175,11 @@ def _settings(source: Source, component: Component) -> dict[str, Any]:
         raise UnsupportedCheckpoint("missing-components", f"{member} is missing.")
     config = read_json(source, member)
     _check_settings(member, config)
-    if component == "text_encoder":
-        return _known(
-            config, TEXT_SETTINGS, member, required=("hidden_size", "vocab_size", "max_position_embeddings")
-        )
-    model = UNet2DConditionModel if component == "unet" else AutoencoderKL
-    required = ("in_channels", "cross_attention_dim") if component == "unet" else ("latent_channels",)
-    allowed = list(inspect.signature(model).parameters)
-    return _known(config, allowed, member, required=required)
-
-
-def _known(
-    config: Mapping[str, Any], allowed: Iterable[str], member: str, required: Iterable[str]
-) -> dict[str, Any]:
-    """The settings on the list; nothing else of the file reaches a constructor."""
-    for name in required:
-        if not isinstance(config.get(name), int):
+    config = DEFAULTS[component] | config
+    for name in NUMBERS[component]:
+        if not isinstance(config.get(name), int | float) or config[name] <= 0:
             raise UnsupportedCheckpoint("unsupported-config", f"{member} gives no number for {name!r}.")
-    return {name: config[name] for name in allowed if name in config}
+    return {name: config[name] for name in SETTINGS[component] if name in config}
 
 
 def _check_settings(member: str, config: Mapping[str, Any]) -> None:

@@ -5,12 +5,13 @@ A `Layout` is found without reading a single weight; loading, inspecting and sav
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from worker.engine.checkpoint_errors import UnsupportedCheckpoint
@@ -54,22 +55,36 @@ class Layout:
     settings: Mapping[str, Mapping[str, Any]]
     modules: Mapping[Component, torch.nn.Module]
     tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
     files: tuple[WeightFile, ...]
     ignored: tuple[str, ...] = ()
 
 
 def skeletons(settings: Mapping[str, Mapping[str, Any]]) -> dict[Component, torch.nn.Module]:
     """The components without memory for their weights."""
+    with _hostile_settings(), torch.device("meta"):
+        return {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**settings["text_encoder"])).eval(),
+            "unet": UNet2DConditionModel.from_config(dict(settings["unet"])).eval(),
+            "vae": AutoencoderKL.from_config(dict(settings["vae"])).eval(),
+        }
+
+
+def build_scheduler(settings: Mapping[str, Mapping[str, Any]]) -> DDIMScheduler:
+    """The checkpoint's schedule, stepped by DDIM whatever sampler it names."""
+    with _hostile_settings():
+        return DDIMScheduler.from_config(dict(settings["scheduler"]))
+
+
+@contextmanager
+def _hostile_settings() -> Iterator[None]:
+    """Wrong settings make other libraries' constructors raise anything."""
     try:
-        with torch.device("meta"):
-            return {
-                "text_encoder": CLIPTextModel(CLIPTextConfig(**settings["text_encoder"])).eval(),
-                "unet": UNet2DConditionModel.from_config(dict(settings["unet"])).eval(),
-                "vae": AutoencoderKL.from_config(dict(settings["vae"])).eval(),
-            }
-    except Exception as error:  # hostile settings make other libraries' constructors raise anything
+        yield
+    except Exception as error:
         raise UnsupportedCheckpoint(
-            "unsupported-config", f"No model can be built with the checkpoint's settings ({error})."
+            "unsupported-config",
+            f"No model can be built with the checkpoint's settings ({str(error)[:200]}).",
         ) from error
 
 

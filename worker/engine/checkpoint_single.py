@@ -12,6 +12,7 @@ from worker.engine.checkpoint_layout import (
     Slot,
     WeightFile,
     architecture,
+    build_scheduler,
     check_assembly,
     check_fit,
     skeletons,
@@ -75,7 +76,8 @@ def single_file_layout(source: Source) -> Layout:
         check_fit(component, modules[component], stored_as)
         slots |= {stored.name: Slot(component, name) for name, stored in stored_as.items()}
     file = WeightFile(member, header, slots)
-    return Layout(architecture(settings), settings, modules, tokenizer, (file,))
+    scheduler = build_scheduler(settings)
+    return Layout(architecture(settings), settings, modules, tokenizer, scheduler, (file,))
 
 
 def check_kind(names: Iterable[str]) -> None:
