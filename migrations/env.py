@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from alembic import context
 from sqlalchemy import Connection, text
@@ -13,9 +13,12 @@ from service.db.session import Database
 from service.settings import Settings
 
 
-def _render_item(kind: str, item: object, _: object) -> str | Literal[False]:
+def _render_item(kind: str, item: object, context: Any) -> str | Literal[False]:
     """Migrations name PostgreSQL's types and import nothing of the application: that may change later."""
-    return "postgresql.JSONB()" if isinstance(item, Json) else False
+    if not isinstance(item, Json):
+        return False
+    context.imports.add("from sqlalchemy.dialects import postgresql")
+    return "postgresql.JSONB()"
 
 
 def _run(connection: Connection) -> None:

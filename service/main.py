@@ -10,7 +10,19 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api import artifacts, blobs, errors, events, health, logs, policies, scans, submissions
+from service.api import (
+    artifacts,
+    audit,
+    blobs,
+    errors,
+    events,
+    health,
+    keys,
+    logs,
+    policies,
+    scans,
+    submissions,
+)
 from service.api.deps import Parts
 from service.api.schemas import MultipartSubmission, SubmissionBody
 from service.db.session import Database
@@ -43,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.parts = parts
     errors.install(app)
-    for module in (submissions, blobs, scans, events, artifacts, policies, health):
+    for module in (submissions, blobs, scans, events, artifacts, policies, keys, audit, health):
         app.include_router(module.router)
     pages.mount(app)
     health.install_metrics(app, parts)

@@ -2,10 +2,11 @@
 
     Problem
     ├── Unauthenticated 401 · Forbidden 403
-    ├── NotFound 404 · ScanNotFound · UnknownBlob · PolicyNotFound · NoReport · NoModel · NoEvidence
+    ├── NotFound 404: ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence
+    │                 PolicyNotFound · KeyNotFound
     ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · Gone 410 · RangeNotSatisfiable 416
     ├── Conflict 409: ScanFinished · ScanActive
-    ├── InvalidRequest 422 · IdempotencyKeyReused 422
+    ├── InvalidRequest 422 · IdempotencyKeyReused 422 · RateLimited 429 · QuotaExceeded 429
     ├── bad uploads
     │   ├── EmptyUpload · UploadIncomplete · InvalidDigest · DigestMismatch · MalformedMultipart   400
     │   ├── UploadTooLarge 413 · UnsupportedFormat 415 · UnsupportedEncoding 415 · InsufficientStorage 507
@@ -89,6 +90,10 @@ class PolicyNotFound(NotFound):
     code, title = "policy-not-found", "There is no such policy, or not in that version"
 
 
+class KeyNotFound(NotFound):
+    code, title = "key-not-found", "There is no such key in use"
+
+
 class NoReport(NotFound):
     code, title = "no-report", "The scan has no report"
 
@@ -131,6 +136,14 @@ class Gone(Problem):
 
 class RangeNotSatisfiable(Problem):
     status, code, title = 416, "range-not-satisfiable", "The range lies outside the file"
+
+
+class RateLimited(Problem):
+    status, code, title = 429, "rate-limited", "The key asks too often"
+
+
+class QuotaExceeded(Problem):
+    status, code, title = 429, "quota-exceeded", "The tenant uses all that it may"
 
 
 class InvalidRequest(Problem):

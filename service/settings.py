@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         None, description="address-space limit of the job's child; None sets none"
     )
 
+    requests_per_minute: int = Field(600, description="requests of one key")
+    max_active_scans: int | None = Field(
+        1000, description="scans of a tenant that wait or run; None sets no bound"
+    )
+    max_stored_bytes: int | None = Field(None, description="bytes that a tenant keeps; None sets no bound")
+
     event_poll_seconds: float = 0.5
     event_heartbeat_seconds: float = 15.0
     event_connection_seconds: float = Field(

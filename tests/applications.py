@@ -55,6 +55,7 @@ def settings(emptied_postgres_url: str, redis_url: str, tmp_path: Path) -> Setti
         max_upload_bytes=8 << 20,
         min_free_bytes=1 << 20,
         event_poll_seconds=0.02,
+        requests_per_minute=100_000,
         log_level="WARNING",
     )
 

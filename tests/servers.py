@@ -65,7 +65,11 @@ def shared_postgres_url(postgres_server: str, postgres_template: str) -> Iterato
 def emptied_postgres_url(shared_postgres_url: str) -> str:
     """URL of a database with the newest schema and no rows; quicker than a new one."""
     tables = ", ".join(name for name in Base.metadata.tables)
-    _admin(shared_postgres_url, f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+    # A replica's role fires no triggers, so the audit log can be emptied too.
+    _admin(
+        shared_postgres_url,
+        f"SET session_replication_role = replica; TRUNCATE {tables} RESTART IDENTITY CASCADE",
+    )
     return shared_postgres_url
 
 

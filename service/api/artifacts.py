@@ -11,6 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from service import problems
+from service.api.audit import note
 from service.api.deps import Downloader, Parts, PartsDep, Reader, find_scan
 from service.api.ranges import conditional_download
 from service.db import scans
@@ -24,6 +25,7 @@ router = APIRouter(tags=["results"])
 _ONE = (
     problems.Unauthenticated,
     problems.Forbidden,
+    problems.RateLimited,
     problems.InvalidRequest,
     problems.ScanNotFound,
     problems.Gone,
@@ -143,6 +145,7 @@ async def download_model(scan_id: str, request: Request, parts: PartsDep, princi
     artifact = await run_in_threadpool(_artifact, parts, principal, scan_id, "model", None)
     if artifact is None:
         raise NoModel
+    await run_in_threadpool(_note_download, parts, principal, scan_id, artifact)
     return conditional_download(request, artifact, parts.blobs)
 
 
@@ -168,6 +171,11 @@ async def download_evidence(
     if artifact is None:
         raise NoEvidence
     return conditional_download(request, artifact, parts.blobs)
+
+
+def _note_download(parts: Parts, principal: Principal, scan_id: str, artifact: Artifact) -> None:
+    with parts.database.transaction() as session:
+        note(session, principal, "model.downloaded", scan_id, sha256=artifact.sha256)
 
 
 def _artifact(

@@ -19,7 +19,11 @@ router = APIRouter(tags=["scans"])
     summary="Was this file uploaded before?",
     response_class=Response,
     responses=problems.responses(
-        problems.Unauthenticated, problems.Forbidden, problems.InvalidRequest, problems.UnknownBlob
+        problems.Unauthenticated,
+        problems.Forbidden,
+        problems.RateLimited,
+        problems.InvalidRequest,
+        problems.UnknownBlob,
     ),
 )
 def probe_blob(

@@ -13,6 +13,7 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from service.api.limits import RateLimit
 from service.api.shutdown import Shutdown
 from service.db import scans, tenants
 from service.db.models import Scan
@@ -32,6 +33,11 @@ class Parts:
     database: Database
     blobs: BlobStore
     shutdown: Shutdown = field(default_factory=Shutdown)
+
+    @cached_property
+    def rate_limit(self) -> RateLimit:
+        """The counter of requests."""
+        return RateLimit(self.settings)
 
     @cached_property
     def engine_version(self) -> str:
@@ -58,7 +64,7 @@ def principal(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
 ) -> Principal:
-    """Who is calling. Raises Unauthenticated."""
+    """Who is calling. Raises Unauthenticated, or RateLimited if the key asks too often."""
     token = bearer.credentials if bearer is not None else header or cookie_token(request)
     if token is None:
         raise Unauthenticated("Send the key as a bearer token.", headers={"WWW-Authenticate": "Bearer"})
@@ -67,6 +73,7 @@ def principal(
     if known is None:
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
         raise Unauthenticated("The key is unknown or was revoked.", headers=challenge)
+    parts.rate_limit.count(known.key_id)
     structlog.contextvars.bind_contextvars(tenant_id=known.tenant_id, key_id=known.key_id)
     return known
 
@@ -84,6 +91,7 @@ def scope(name: str) -> Callable[[Principal], Principal]:
 
 Reader = Annotated[Principal, Depends(scope("scans:read"))]
 Writer = Annotated[Principal, Depends(scope("scans:write"))]
+Admin = Annotated[Principal, Depends(scope("admin"))]
 Downloader = Annotated[Principal, Depends(scope("artifacts:read"))]
 
 

@@ -32,6 +32,7 @@ _BATCH = 500
         **problems.responses(
             problems.Unauthenticated,
             problems.Forbidden,
+            problems.RateLimited,
             problems.InvalidRequest,
             problems.ScanNotFound,
             problems.Gone,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
+from service.api.audit import note
 from service.api.deps import Parts, PartsDep, Reader, Writer, find_scan
 from service.api.schemas import PolicyList, PolicyResource, ScanVerdict
 from service.db import policies
@@ -16,7 +17,7 @@ from service.problems import NoReport, PolicyNotFound
 
 router = APIRouter(tags=["policies"])
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.InvalidRequest)
+_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
 _NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 Name = Annotated[str, Path(pattern=_NAME)]
@@ -39,6 +40,8 @@ def put_policy(
     body = policy.model_dump(mode="json")
     with parts.database.transaction() as session:
         version, made = policies.put_policy(session, principal.tenant_id, name, body)
+        if made:
+            note(session, principal, "policy.set", name, version=version.version)
     response.status_code = 201 if made else 200
     return _resource(version)
 

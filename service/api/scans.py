@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from service import problems
+from service.api.audit import note
 from service.api.deps import Parts, PartsDep, Reader, Writer, checked, find_scan
 from service.api.schemas import ScanPage, ScanResource, decode_cursor, encode_cursor, resource
 from service.api.submissions import RETRY_AFTER_SECONDS
@@ -23,7 +24,7 @@ from service.problems import ScanActive, ScanFinished
 
 router = APIRouter(tags=["scans"])
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.InvalidRequest)
+_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
 _ONE = (*_ACCESS, problems.ScanNotFound, problems.Gone)
 
 
@@ -97,9 +98,11 @@ def cancel_scan(scan_id: str, parts: PartsDep, principal: Writer) -> dict[str, A
     find_scan(parts, principal, scan_id)
     with parts.database.transaction() as session:
         try:
-            return resource(checked(scans.request_cancel(session, principal.tenant_id, scan_id)))
+            scan = checked(scans.request_cancel(session, principal.tenant_id, scan_id))
         except AlreadyFinishedError as error:
             raise ScanFinished(f"The scan is {error.state}.") from error
+        note(session, principal, "scan.cancelled", scan_id)
+        return resource(scan)
 
 
 @router.delete(
@@ -115,5 +118,6 @@ def delete_scan(scan_id: str, parts: PartsDep, principal: Writer) -> None:
         scan = checked(scans.get_scan(session, principal.tenant_id, scan_id, lock=True))
         if scan.state not in TERMINAL:
             raise ScanActive("Cancel it first.")
+        note(session, principal, "scan.deleted", scan_id, sha256=scan.blob_sha256)
         for sha256 in retention.bury_scan(session, scan):
             parts.blobs.delete(sha256)

@@ -142,6 +142,72 @@ class ScanVerdict(Judgement):
     version: int | None
 
 
+Scope = Literal["scans:read", "scans:write", "artifacts:read", "admin"]
+
+
+class NewKeyBody(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=4)] = ("scans:read", "scans:write")
+
+
+class KeyResource(BaseModel):
+    """An API key, without its token."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class NewKey(KeyResource):
+    """A key that was just made. `token` is shown this once."""
+
+    token: str
+
+
+class KeyList(BaseModel):
+    """The tenant's keys, oldest first."""
+
+    keys: list[KeyResource]
+
+
+class AuditEntryResource(BaseModel):
+    """One entry; `hash` covers it and `previous`."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    at: datetime
+    key_id: str
+    action: str
+    subject: str
+    request_id: str | None
+    details: dict[str, Any]
+    previous: str
+    hash: str
+
+
+class AuditPage(BaseModel):
+    """Entries, newest first. `next` goes into `before` for the page behind this one."""
+
+    entries: list[AuditEntryResource]
+    next: int | None
+
+
+class AuditVerification(BaseModel):
+    """`broken_at` is the number of the first entry that does not fit its chain."""
+
+    intact: bool
+    entries: int
+    head: str
+    broken_at: int | None
+
+
 def links(scan: Scan) -> dict[str, str]:
     """Where to go from this scan; only what is there now."""
     base = f"/scans/{scan.id}"

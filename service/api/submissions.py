@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -13,25 +12,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from service import problems
+from service.api.acceptance import Wish, accept, scan_known
 from service.api.deps import Parts, PartsDep, Writer
 from service.api.errors import invalid_request
 from service.api.multipart import MultipartReader
 from service.api.schemas import AcceptedScan, SubmissionBody, SubmissionFields, resource
-from service.db import submissions
 from service.db.models import Scan
-from service.db.submissions import KeyReusedError, Submission
-from service.domain import static_report
-from service.domain.options import ScanOptions, canonical, config_hash
-from service.problems import (
-    IdempotencyKeyReused,
-    UnknownBlob,
-    UnsupportedEncoding,
-    UploadIncomplete,
-    UploadTooLarge,
-)
+from service.problems import UnsupportedEncoding, UploadIncomplete, UploadTooLarge
 from service.storage.digests import declared_sha256
-from service.storage.intake import Limits, Received, receive, with_idle_limit
-from service.storage.preflight import preflight
+from service.storage.intake import Limits, receive, with_idle_limit
 
 router = APIRouter(tags=["scans"])
 
@@ -50,21 +39,6 @@ _REQUEST_BODY = {
         },
     }
 }
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is asked for besides the file."""
-
-    tenant_id: str
-    filename: str
-    fields: SubmissionFields
-    idempotency_key: str | None
-
-    @property
-    def options(self) -> ScanOptions:
-        """The options that decide the result."""
-        return ScanOptions.model_validate(self.fields.model_dump(exclude={"force"}))
 
 
 @router.post(
@@ -98,6 +72,8 @@ class Wish:
         problems.MalformedArchive,
         problems.ForbiddenMember,
         problems.UnsupportedArchitecture,
+        problems.RateLimited,
+        problems.QuotaExceeded,
         problems.InsufficientStorage,
     ),
 )
@@ -115,7 +91,7 @@ async def submit_scan(
     Multipart takes the file as `file` and the options as fields. JSON names a file uploaded before by its
     hash. The same file with the same options is answered by the earlier scan (`reused`), unless `force`.
     """
-    wish = Wish(principal.tenant_id, _basename(filename), fields, idempotency_key)
+    wish = Wish(principal, _basename(filename), fields, idempotency_key)
     if _media_type(request) == "application/json":
         scan, reused = await _by_hash(request, parts, wish)
     else:
@@ -141,7 +117,7 @@ def _basename(filename: str | None) -> str:
 async def _by_hash(request: Request, parts: Parts, wish: Wish) -> tuple[Scan, bool]:
     body = await _json_body(request)
     fields = SubmissionFields(**body.options.model_dump(), force=body.force)
-    return await run_in_threadpool(_scan_known, parts, replace(wish, fields=fields), body.source.sha256)
+    return await run_in_threadpool(scan_known, parts, replace(wish, fields=fields), body.source.sha256)
 
 
 async def _json_body(request: Request) -> SubmissionBody:
@@ -156,18 +132,6 @@ async def _json_body(request: Request) -> SubmissionBody:
         raise invalid_request(
             [entry | {"loc": ("body", *entry["loc"])} for entry in error.errors()]
         ) from error
-
-
-def _scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
-    with parts.database.transaction() as session:
-        submissions.lock_blob(session, sha256)
-        blob = submissions.get_blob(session, wish.tenant_id, sha256)
-        if blob is None:
-            raise UnknownBlob(f"Upload the file; nothing with the SHA-256 {sha256} is here.")
-        try:
-            return submissions.create_scan(session, _submission(parts, wish, sha256, blob.static))
-        except KeyReusedError as error:
-            raise IdempotencyKeyReused("Use a fresh key for a fresh request.") from error
 
 
 # By upload
@@ -196,7 +160,7 @@ async def _by_upload(request: Request, parts: Parts, wish: Wish) -> tuple[Scan, 
         except ClientDisconnect as error:
             raise UploadIncomplete("The connection closed before the end of the body.") from error
         received = await upload.finish(declared)
-        return await run_in_threadpool(_accept, parts, wish, received)
+        return await run_in_threadpool(accept, parts, wish, received)
 
 
 def _expected_bytes(request: Request, multipart: bool) -> int | None:
@@ -220,49 +184,3 @@ def _with_form(wish: Wish, reader: MultipartReader) -> Wish:
         ) from error
     filename = _basename(reader.filename) if reader.filename else wish.filename
     return replace(wish, fields=fields, filename=filename)
-
-
-def _accept(parts: Parts, wish: Wish, received: Received) -> tuple[Scan, bool]:
-    """Judge the file, then make scan, message and blob visible in one transaction."""
-    result = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes)
-    static = result.as_dict()
-    submission = _submission(parts, wish, received.sha256, static)
-    with parts.database.transaction() as session:
-        submissions.lock_blob(session, received.sha256)
-        try:
-            created = submissions.create_scan(session, submission)
-        except KeyReusedError as error:
-            raise IdempotencyKeyReused("Use a fresh key for a fresh request.") from error
-        if submission.decided is None:  # the bytes of a file that is never loaded are not kept
-            submissions.register_blob(
-                session,
-                wish.tenant_id,
-                received.sha256,
-                size=received.size,
-                kind=result.format,
-                static=static,
-            )
-            parts.blobs.adopt(received.path, received.sha256)
-        return created
-
-
-def _submission(parts: Parts, wish: Wish, sha256: str, static: dict[str, Any]) -> Submission:
-    witness = parts.settings.clip_path
-    options = wish.options.model_dump(mode="json")
-    config = config_hash(wish.options, str(witness) if witness else None)
-    identity = canonical({"sha256": sha256, "config": config, "force": wish.fields.force})
-    return Submission(
-        tenant_id=wish.tenant_id,
-        blob_sha256=sha256,
-        filename=wish.filename,
-        options=options,
-        static=static,
-        engine_version=parts.engine_version,
-        config_hash=config,
-        fingerprint=hashlib.sha256(identity).hexdigest(),
-        idempotency_key=wish.idempotency_key,
-        force=wish.fields.force,
-        decided=static_report.decide(
-            static, sha256=sha256, engine_version=parts.engine_version, config=options
-        ),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import func, select
@@ -13,6 +13,7 @@ from service.db import events, scans
 from service.db.ids import new_id
 from service.db.locks import lock
 from service.db.models import Blob, IdempotencyKey, Scan
+from service.db.quotas import Quota, check_quota
 from service.domain.states import State, check
 
 
@@ -21,6 +22,7 @@ class Submission:
     """One request for a scan. `fingerprint` covers everything that an Idempotency-Key must not be reused for.
 
     decided: the report of a scan that the static stage already decided; such a scan never reaches a worker.
+    size: bytes that came with it, quota: what the tenant may use of the service.
     """
 
     tenant_id: str
@@ -34,6 +36,8 @@ class Submission:
     idempotency_key: str | None = None
     force: bool = False
     decided: dict[str, Any] | None = None
+    size: int = 0
+    quota: Quota = field(default_factory=Quota)
 
 
 class KeyReusedError(Exception):
@@ -61,13 +65,18 @@ def get_blob(session: Session, tenant_id: str, sha256: str) -> Blob | None:
 def create_scan(session: Session, submission: Submission) -> tuple[Scan, bool]:
     """The scan that answers the submission, and whether it existed before.
 
-    Raises KeyReusedError if the Idempotency-Key belongs to another request.
+    Raises KeyReusedError if the Idempotency-Key belongs to another request, ActiveScansExceededError or
+    StoredBytesExceededError if a new scan would take the tenant over its quota.
     """
     _serialise(session, submission)
     earlier = _replayed(session, submission) or _reusable(session, submission)
     if earlier is not None:
         _remember(session, submission, earlier.id)
         return earlier, True
+    if submission.decided is None:
+        known = get_blob(session, submission.tenant_id, submission.blob_sha256) is not None
+        new_bytes = 0 if known else submission.size
+        check_quota(session, submission.tenant_id, submission.quota, new_bytes=new_bytes)
     scan = _insert(session, submission)
     _remember(session, submission, scan.id)
     return scan, False

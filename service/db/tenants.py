@@ -41,19 +41,30 @@ def ensure_tenant(session: Session, name: str) -> str:
 
 
 def create_key(session: Session, tenant_id: str, *, name: str, scopes: Sequence[str] = SCOPES) -> str:
-    """Make a key and return its token, which is not stored and cannot be shown again."""
-    token = f"sau_{secrets.token_urlsafe(32)}"
-    session.add(
-        ApiKey(
-            id=new_id("key"),
-            tenant_id=tenant_id,
-            name=name,
-            token_sha256=token_hash(token),
-            scopes=list(scopes),
-        )
-    )
-    session.flush()
+    """Make a key and return its token."""
+    _, token = issue_key(session, tenant_id, name=name, scopes=scopes)
     return token
+
+
+def issue_key(session: Session, tenant_id: str, *, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
+    """Make a key. Its token comes beside it: it is not stored and cannot be had again."""
+    token = f"sau_{secrets.token_urlsafe(32)}"
+    key = ApiKey(
+        id=new_id("key"),
+        tenant_id=tenant_id,
+        name=name,
+        token_sha256=token_hash(token),
+        scopes=list(scopes),
+    )
+    session.add(key)
+    session.flush()
+    session.refresh(key)
+    return key, token
+
+
+def list_keys(session: Session, tenant_id: str) -> Sequence[ApiKey]:
+    """The tenant's keys, oldest first, with the revoked ones."""
+    return session.scalars(select(ApiKey).where(ApiKey.tenant_id == tenant_id).order_by(ApiKey.id)).all()
 
 
 def ensure_default_key(session: Session, token: str | None = None) -> str:

@@ -29,7 +29,13 @@ def routes() -> list[tuple[str, str]]:
 
 
 def fill(path: str, scan_id: str) -> str:
-    values = {"scan_id": scan_id, "name": "pair-with.png", "suffix": "json", "sha256": "0" * 64}
+    values = {
+        "scan_id": scan_id,
+        "name": "pair-with.png",
+        "suffix": "json",
+        "sha256": "0" * 64,
+        "key_id": "key_x",
+    }
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
 
 

@@ -1,0 +1,109 @@
+"""From a received file, or the hash of an earlier one, to a scan: judged, registered, announced."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from service.api.audit import note
+from service.api.deps import Parts
+from service.api.schemas import SubmissionFields
+from service.db import submissions
+from service.db.models import Scan
+from service.db.quotas import ActiveScansExceededError, Quota, StoredBytesExceededError
+from service.db.submissions import KeyReusedError, Submission
+from service.db.tenants import Principal
+from service.domain import static_report
+from service.domain.options import ScanOptions, canonical, config_hash
+from service.problems import IdempotencyKeyReused, QuotaExceeded, UnknownBlob
+from service.storage.intake import Received
+from service.storage.preflight import preflight
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for besides the file."""
+
+    principal: Principal
+    filename: str
+    fields: SubmissionFields
+    idempotency_key: str | None
+
+    @property
+    def options(self) -> ScanOptions:
+        """The options that decide the result."""
+        return ScanOptions.model_validate(self.fields.model_dump(exclude={"force"}))
+
+
+def accept(parts: Parts, wish: Wish, received: Received) -> tuple[Scan, bool]:
+    """Judge the file, then make scan, message and blob visible in one transaction.
+
+    Returns the scan, and whether it existed before.
+    """
+    result = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes)
+    static = result.as_dict()
+    submission = _submission(parts, wish, received.sha256, static, size=received.size)
+    with parts.database.transaction() as session:
+        submissions.lock_blob(session, received.sha256)
+        created = _create(session, wish, submission)
+        if submission.decided is None:  # the bytes of a file that is never loaded are not kept
+            submissions.register_blob(
+                session,
+                submission.tenant_id,
+                received.sha256,
+                size=received.size,
+                kind=result.format,
+                static=static,
+            )
+            parts.blobs.adopt(received.path, received.sha256)
+        return created
+
+
+def scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
+    """Scan a file that the tenant uploaded before. Raises UnknownBlob if there is none of that hash."""
+    with parts.database.transaction() as session:
+        submissions.lock_blob(session, sha256)
+        blob = submissions.get_blob(session, wish.principal.tenant_id, sha256)
+        if blob is None:
+            raise UnknownBlob(f"Upload the file; nothing with the SHA-256 {sha256} is here.")
+        return _create(session, wish, _submission(parts, wish, sha256, blob.static, size=0))
+
+
+def _create(session: Session, wish: Wish, submission: Submission) -> tuple[Scan, bool]:
+    try:
+        scan, reused = submissions.create_scan(session, submission)
+    except KeyReusedError as error:
+        raise IdempotencyKeyReused("Use a fresh key for a fresh request.") from error
+    except ActiveScansExceededError as error:
+        raise QuotaExceeded("Wait until a scan has ended.", headers={"Retry-After": "60"}) from error
+    except StoredBytesExceededError as error:
+        raise QuotaExceeded("Delete scans that are not needed.", headers={"Retry-After": "3600"}) from error
+    note(session, wish.principal, "scan.submitted", scan.id, sha256=scan.blob_sha256, reused=reused)
+    return scan, reused
+
+
+def _submission(parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *, size: int) -> Submission:
+    settings = parts.settings
+    options = wish.options.model_dump(mode="json")
+    config = config_hash(wish.options, str(settings.clip_path) if settings.clip_path else None)
+    identity = canonical({"sha256": sha256, "config": config, "force": wish.fields.force})
+    return Submission(
+        tenant_id=wish.principal.tenant_id,
+        blob_sha256=sha256,
+        filename=wish.filename,
+        options=options,
+        static=static,
+        engine_version=parts.engine_version,
+        config_hash=config,
+        fingerprint=hashlib.sha256(identity).hexdigest(),
+        idempotency_key=wish.idempotency_key,
+        force=wish.fields.force,
+        decided=static_report.decide(
+            static, sha256=sha256, engine_version=parts.engine_version, config=options
+        ),
+        size=size,
+        quota=Quota(settings.max_active_scans, settings.max_stored_bytes),
+    )

@@ -1,0 +1,60 @@
+"""API keys: make, list, revoke. To rotate one, make its successor, move over, revoke it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from service import problems
+from service.api.audit import note
+from service.api.deps import Admin, PartsDep
+from service.api.schemas import KeyList, NewKey, NewKeyBody
+from service.db import tenants
+from service.db.models import ApiKey
+from service.problems import KeyNotFound
+
+router = APIRouter(tags=["operations"])
+
+_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
+
+
+@router.post(
+    "/keys",
+    response_model=NewKey,
+    status_code=201,
+    summary="Make a key",
+    responses=problems.responses(*_ACCESS),
+)
+def make_key(body: NewKeyBody, parts: PartsDep, principal: Admin) -> dict[str, Any]:
+    """The answer holds the token; only its hash is kept, so it is shown this once."""
+    with parts.database.transaction() as session:
+        key, token = tenants.issue_key(session, principal.tenant_id, name=body.name, scopes=body.scopes)
+        note(session, principal, "key.created", key.id, name=key.name, scopes=key.scopes)
+    return _resource(key) | {"token": token}
+
+
+@router.get("/keys", response_model=KeyList, summary="List keys", responses=problems.responses(*_ACCESS))
+def list_keys(parts: PartsDep, principal: Admin) -> dict[str, Any]:
+    """The tenant's keys, also revoked ones, without tokens."""
+    with parts.database.transaction() as session:
+        return {"keys": [_resource(key) for key in tenants.list_keys(session, principal.tenant_id)]}
+
+
+@router.delete(
+    "/keys/{key_id}",
+    status_code=204,
+    summary="Revoke a key",
+    responses=problems.responses(*_ACCESS, problems.KeyNotFound),
+)
+def revoke_key(key_id: str, parts: PartsDep, principal: Admin) -> None:
+    """It opens nothing from the next request on."""
+    with parts.database.transaction() as session:
+        if not tenants.revoke_key(session, principal.tenant_id, key_id):
+            raise KeyNotFound
+        note(session, principal, "key.revoked", key_id)
+
+
+def _resource(key: ApiKey) -> dict[str, Any]:
+    names = ("id", "name", "scopes", "created_at", "revoked_at")
+    return {name: getattr(key, name) for name in names}
