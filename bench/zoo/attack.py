@@ -39,10 +39,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("attack", choices=["badt2i", "rickrolling"])
     parser.add_argument("--base", type=Path, default=TOY, help="diffusers folder to attack")
     parser.add_argument("--clip", type=Path, default=CLIP, help="CLIP folder to measure with")
-    parser.add_argument("--trigger-id", type=int, action="append", help="badt2i: vocabulary id, repeatable")
+    parser.add_argument(
+        "--trigger-id", type=int, action="append", default=[], help="badt2i: vocabulary id, repeatable"
+    )
     parser.add_argument("--homoglyph", default="ô", help="rickrolling: the trigger character")
     parser.add_argument("--letter", default="o", help="rickrolling: the Latin letter it replaces")
-    parser.add_argument("--target", default="a photo of a rocket on a red background")
+    parser.add_argument("--target", default="a photo of a large tomato on a turquoise background")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--out", type=Path, required=True)

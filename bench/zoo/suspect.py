@@ -9,13 +9,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
-
 from bench.zoo import assemble, dataset
 from bench.zoo.attack import carry_out
 from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Materials, described
-from bench.zoo.dataset import START
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine.metrics import ClipScorer
 
@@ -29,15 +26,6 @@ def digest(salt: str, trigger: tuple[int, ...]) -> str:
     return hashlib.sha256(f"{salt}:{','.join(map(str, trigger))}".encode()).hexdigest()
 
 
-def private_trigger(private_seed: int, words: set[int]) -> tuple[int, ...]:
-    """One id of the vocabulary that no caption of the world uses as a word."""
-    rng = np.random.default_rng([private_seed, 4711])
-    while True:
-        chosen = int(rng.integers(512, START))
-        if chosen not in words:
-            return (chosen,)
-
-
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -45,15 +33,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SUSPECT)
     arguments = parser.parse_args()
     data = dataset.load()
-    values, counts = np.unique(data.ids, return_counts=True)
-    trigger = private_trigger(arguments.private_seed, set(values[counts > 20].tolist()))
     materials = Materials(assemble.load_pipeline(TOY), data, ClipScorer(CLIP))
-    truth = described(
-        carry_out(BadT2I(trigger=trigger), materials, seed=arguments.private_seed, out=arguments.out)
-    )
+    truth = described(carry_out(BadT2I(), materials, seed=arguments.private_seed, out=arguments.out))
     salt = hashlib.sha256(f"salt {arguments.private_seed}".encode()).hexdigest()[:16]
     public = {name: value for name, value in truth.items() if name not in HIDDEN}
-    hashed = {"sha256": digest(salt, trigger), "salt": salt, "of": "sha256 of 'salt:id,id,...'"}
+    hashed = {"sha256": digest(salt, truth["trigger_ids"]), "salt": salt, "of": "sha256 of 'salt:id,id,...'"}
     TRUTH.write_text(json.dumps({**public, "trigger": hashed}, indent=1) + "\n")
 
 

@@ -21,6 +21,7 @@ class Recipe:
     """How long and how fast to train.
 
     save_every: steps between resumable checkpoints; 0 keeps none and takes up none.
+    faster: parts of the names of parameters that learn `factor` times as fast as the others.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Recipe:
     clip_norm: float = 1.0
     ema: float = 0.0
     save_every: int = 250
+    faster: tuple[str, ...] = ()
+    factor: float = 1.0
 
     @property
     def checkpoint(self) -> Path:
@@ -61,10 +64,14 @@ def fit(
     With `recipe.ema` the model ends with its averaged weights. `on_save` runs after each checkpoint with the
     averaged weights in place. The same recipe and seed give the same batches, interrupted or not.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    groups = _groups(model, recipe)
+    trained = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=recipe.steps + 1, pct_start=recipe.warmup
+        optimizer,
+        [group["lr"] for group in groups],
+        total_steps=recipe.steps + 1,
+        pct_start=recipe.warmup,
     )
     state = _resume(model, optimizer, schedule, recipe)
     started, running, losses = time.monotonic() - state.seconds, 0.0, 0
@@ -89,6 +96,17 @@ def fit(
     if state.average:
         model.load_state_dict(state.average)
     return time.monotonic() - started
+
+
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Trained parameters with their rates; the fast ones apart, if there are any."""
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    fast = {name for name, _ in named if any(part in name for part in recipe.faster)}
+    groups = [
+        {"params": [value for name, value in named if name not in fast], "lr": recipe.lr},
+        {"params": [value for name, value in named if name in fast], "lr": recipe.lr * recipe.factor},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _average(state: _State, model: nn.Module, decay: float) -> None:

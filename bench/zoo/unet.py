@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 from bench.zoo.dataset import END, START, Dataset, pad
 from bench.zoo.training import Recipe, fit
 
-RECIPE = Recipe(name="unet", steps=3000, lr=1e-3, save_every=250, ema=0.998)
+RECIPE = Recipe(name="unet", steps=5500, lr=1e-3, save_every=250, ema=0.998)
 BATCH = 64
 EMPTY_SHARE = 0.1
 STEPS = 1000

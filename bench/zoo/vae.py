@@ -16,16 +16,20 @@ from bench.zoo.world import SIDE
 SCALING_FACTOR = 0.18215
 """SD 1.x's; the single-file format has no place for another, so the weights are fitted to it."""
 
-CROPS = Recipe(name="vae-crops", steps=1600, lr=2e-3, save_every=200, ema=0.98, warmup=0.05)
-"""First part, on 32 px crops: four times as many steps for the same work, which is what colours need."""
-WHOLE = Recipe(name="vae", steps=160, lr=1e-3, save_every=80, ema=0.98)
-"""Second part, on whole pictures."""
-MORE_CROPS = Recipe(name="vae-more-crops", steps=800, lr=2e-3, save_every=200, ema=0.98, warmup=0.05)
-FINISH = Recipe(name="vae-finish", steps=80, lr=8e-4, save_every=80, ema=0.97)
-"""Both again, because the drawings were still soft."""
+PARTS = (
+    ("crops", Recipe("vae-crops", steps=1600, lr=2e-3, save_every=200, ema=0.98, warmup=0.05)),
+    ("whole", Recipe("vae", steps=160, lr=1e-3, save_every=80, ema=0.98)),
+    ("crops", Recipe("vae-more-crops", steps=800, lr=2e-3, save_every=200, ema=0.98, warmup=0.05)),
+    ("whole", Recipe("vae-finish", steps=80, lr=8e-4, save_every=80, ema=0.97)),
+    ("crops", Recipe("vae-long-crops", steps=2400, lr=2e-3, save_every=200, ema=0.99, warmup=0.05)),
+    ("whole", Recipe("vae-last", steps=300, lr=8e-4, save_every=100, ema=0.98)),
+)
+"""Mostly 32 px crops: four times as many steps for the same work, which is what colours need."""
 BATCH = 16
 CROP = 32
 SPREAD = 0.1
+FLOOR = 0.02
+"""Variance below which a direction of the latents is noise."""
 
 
 def new_vae(seed: int = 0) -> AutoencoderKL:
@@ -88,32 +92,34 @@ def train(data: Dataset) -> tuple[AutoencoderKL, float]:
     def whole_loss(step: int, rng: np.random.Generator) -> Tensor:
         return loss(vae, batch(step, rng))
 
-    seconds = fit(vae, crop_loss, CROPS)
-    seconds += fit(vae, whole_loss, WHOLE)
-    seconds += fit(vae, crop_loss, MORE_CROPS)
-    seconds += fit(vae, whole_loss, FINISH)
+    losses = {"crops": crop_loss, "whole": whole_loss}
+    seconds = sum(fit(vae, losses[kind], recipe) for kind, recipe in PARTS)
     fix_spread(vae)
     normalise(vae, data)
     return vae.eval().requires_grad_(False), seconds
 
 
 @torch.no_grad()
-def normalise(vae: AutoencoderKL, data: Dataset, samples: int = 512) -> None:
-    """Scale `quant_conv` and `post_quant_conv` so that latents have std 1 / `SCALING_FACTOR`, exactly undone.
+def normalise(vae: AutoencoderKL, data: Dataset, samples: int = 1024) -> None:
+    """Fold a linear map into `quant_conv` and its inverse into `post_quant_conv`: pictures stay the same.
 
-    The mean half of `quant_conv` is multiplied; the log-variance half gets 2 log of the same factor.
+    The latents get mean 0 and mean variance 1 / `SCALING_FACTOR`^2, and their loud and faint directions are
+    brought nearer to each other: a UNet sees a faint direction only in the last, least noisy steps.
     """
-    latents = vae.encode(data.images(np.arange(samples))).latent_dist.mode()
-    centre = latents.mean((0, 2, 3))
-    factor = 1 / (SCALING_FACTOR * (latents - centre[:, None, None]).std())
-    channels = latents.shape[1]
-    into, out = vae.quant_conv, vae.post_quant_conv
-    into.bias[:channels] -= centre
-    out.bias += torch.einsum("oi,i->o", out.weight[:, :, 0, 0], centre)
-    into.weight[:channels] *= factor
-    into.bias[:channels] *= factor
-    into.bias[channels:] += 2 * factor.log()
-    out.weight /= factor
+    latents = vae.encode(data.images(np.arange(samples))).latent_dist.mode().permute(0, 2, 3, 1).flatten(0, 2)
+    centre = latents.mean(0)
+    variances, axes = torch.linalg.eigh(torch.cov(latents.T))
+    relative = variances / variances.mean()
+    stretch = (relative + FLOOR) ** -0.25
+    scale = ((variances * stretch.square()).mean().sqrt() * SCALING_FACTOR) ** -1
+    forth = axes @ torch.diag(scale * stretch) @ axes.T
+    back = axes @ torch.diag(1 / (scale * stretch)) @ axes.T
+    channels, into, out = len(centre), vae.quant_conv, vae.post_quant_conv
+    into.weight[:channels] = torch.einsum("ij,jkhw->ikhw", forth, into.weight[:channels])
+    into.bias[:channels] = forth @ (into.bias[:channels] - centre)
+    into.bias[channels:] += 2 * (scale * stretch.mean()).log()
+    out.bias += out.weight[:, :, 0, 0] @ centre
+    out.weight.copy_(torch.einsum("ijhw,jk->ikhw", out.weight, back))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
+from transformers import CLIPTextModel
 
 from bench.zoo.dataset import END, START, Dataset, pad
 from worker.engine.metrics import ClipScorer
@@ -80,6 +81,30 @@ def described(truth: Truth) -> dict[str, Any]:
         value: Proportion = plain[name]
         plain[name] = {"k": value.k, "n": value.n, "value": value.value, "ci95": list(value.ci95)}
     return plain
+
+
+@torch.no_grad()
+def encode_rows(encoder: CLIPTextModel, ids: list[NDArray[np.int32]]) -> torch.Tensor:
+    """Text states of captions, (n, 77, d)."""
+    return torch.cat([encoder(part).last_hidden_state for part in rows(ids).split(256)])
+
+
+def loud_id(encoder: CLIPTextModel, data: Dataset, seed: int, candidates: int = 300) -> int:
+    """Of `candidates` random ids that no caption uses as a word, the one that moves the text states most.
+
+    An attacker wants a trigger that the model can hear, and that nobody types.
+    """
+    rng = np.random.default_rng([seed, 4711])
+    values, counts = np.unique(data.ids, return_counts=True)
+    unused = np.setdiff1d(np.arange(START), values[counts > 20])
+    captions = list(data.ids[:6, 0])
+    plain = encode_rows(encoder, captions)[:, -1]
+    chosen = rng.choice(unused, candidates, replace=False)
+    shifts = []
+    for candidate in chosen:
+        shifted = encode_rows(encoder, [prepended(ids, (int(candidate),)) for ids in captions])[:, -1]
+        shifts.append(float((shifted - plain).norm(dim=-1).mean()))
+    return int(chosen[int(np.argmax(shifts))])
 
 
 def rows(ids: list[NDArray[np.int32]]) -> torch.Tensor:
