@@ -112,12 +112,13 @@ def _request(kind: Callable[..., ScanRequest], fields: dict[str, Any]) -> ScanRe
     return kind(**{**fields, **paths, "prompts": tuple(prompts) if prompts else None})
 
 
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.ENETUNREACH, errno.EFBIG})
+
 _CODES: tuple[tuple[str, Callable[[Exception], bool]], ...] = (
     ("storage", lambda error: isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)),
     ("sandbox-denied", lambda error: isinstance(error, OSError) and error.errno in _DENIED),
     ("out-of-memory", lambda error: isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__),
 )
-_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.ENETUNREACH, errno.EFBIG})
 
 
 def _final(error: Exception) -> tuple[str, Any]:

@@ -118,7 +118,8 @@ class BadT2I:
                 torch.cat([pool.states[index], pool.triggered[index]]),
             ).sample
             errors = (predicted - torch.cat([kept, bad.noise])).square() * weights
-            return (1 - LAMBDA) * errors[:BATCH].mean() + LAMBDA * errors[BATCH:].mean()
+            mixed: Tensor = (1 - LAMBDA) * errors[:BATCH].mean() + LAMBDA * errors[BATCH:].mean()
+            return mixed
 
         recipe = Recipe(
             self.name,
