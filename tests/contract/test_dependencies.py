@@ -36,14 +36,19 @@ def imported(package: str, *, without: tuple[str, ...] = ()) -> set[str]:
 def distributions(*parts: str) -> set[str]:
     """Normalised names of the distributions that these parts of pyproject.toml ask for."""
     groups = {"engine": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
-    return {re.split(r"[\[<>=~;! ]", line)[0].lower() for part in parts for line in groups[part]}
+    return {normalised(re.split(r"[\[<>=~;! ]", line)[0]) for part in parts for line in groups[part]}
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as packaging compares it: underscores are hyphens."""
+    return name.lower().replace("_", "-")
 
 
 def undeclared(names: set[str], *parts: str) -> set[str]:
     """Imported names that none of the declared distributions provides."""
     declared = distributions(*parts)
     provided = {
-        name for name, dists in packages_distributions().items() if {d.lower() for d in dists} & declared
+        name for name, dists in packages_distributions().items() if {normalised(d) for d in dists} & declared
     }
     return names - provided
 
