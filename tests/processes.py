@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import httpx2
 
 from service.settings import Settings
+
+START_SECONDS = 180.0
+"""A busy machine needs a minute to import everything."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,17 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _wait_for_answer(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx2.get(url, timeout=5)
-        except httpx2.TransportError:
+    deadline = time.monotonic() + START_SECONDS
+    with httpx2.Client() as client:
+        while not _answers(client, url):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
             assert process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server never answered"
-        else:
-            return
+
+
+def _answers(client: httpx2.Client, url: str) -> bool:
+    try:
+        return client.get(url).is_success
+    except httpx2.TransportError:
+        return False
