@@ -50,7 +50,8 @@ class Transfer(AbstractContextManager["Transfer"]):
         self._task = self._progress.add_task(title, total=None)
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def show(self, done: int, total: int) -> None:
         """Draw `done` of `total` bytes; 0 in all is an unknown number."""

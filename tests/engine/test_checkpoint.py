@@ -194,7 +194,7 @@ def test_bfloat16_and_unknown_tensors_survive(tiny_file: Path, tmp_path: Path) -
     checkpoint = load(path)
     assert checkpoint.components["other"].tensors == 2
     change(checkpoint, "unet", "conv_out.bias")
-    result = save(checkpoint, tmp_path / "out.safetensors")
+    result = save(checkpoint, tmp_path / "saved" / path.name)
     assert result.changed_tensors == ["model.diffusion_model.out.2.bias"]
     assert differing_tensors(path, result.path) == result.changed_tensors
 
