@@ -1,13 +1,12 @@
 # The scanner. PyPI's torch brings its own CUDA libraries, so the image needs none: the host's driver comes in
-# through the NVIDIA container toolkit. For a CPU-only image, several GB smaller:
-#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# through the NVIDIA container toolkit. For a CPU-only image, several GB smaller, name torch's index of CPU wheels:
+#   --build-arg TORCH_OPTIONS="--index-url ..."
 FROM python:3.11-slim-bookworm AS build
-ARG TORCH_INDEX=https://pypi.org/simple
+ARG TORCH_OPTIONS=""
 WORKDIR /src
 RUN python -m venv /venv
 COPY pyproject.toml constraints.txt docker/requirements.py ./
-RUN /venv/bin/pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" \
-      --extra-index-url https://pypi.org/simple torch
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt $TORCH_OPTIONS torch
 RUN python requirements.py engine service worker > worker.txt \
  && /venv/bin/pip install --no-cache-dir -c constraints.txt -r worker.txt
 COPY README.md ./
