@@ -63,7 +63,6 @@ class Stages(AbstractContextManager["Stages"]):
     """One bar for every stage of a scan, fed with the events of `Client.follow`."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
         columns = (
             TextColumn("{task.description:10}"),
             BarColumn(),
@@ -72,7 +71,6 @@ class Stages(AbstractContextManager["Stages"]):
         )
         self._progress = Progress(*columns, TextColumn("[dim]{task.fields[message]}"), console=console)
         self._bars: dict[str, TaskID] = {}
-        self._attempt: int | None = None
 
     def __enter__(self) -> Stages:
         self._progress.start()

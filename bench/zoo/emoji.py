@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from bench.zoo.paths import SOURCES
@@ -87,12 +85,3 @@ def load_things() -> list[Thing]:
             )
         )
     return things
-
-
-def contact_sheet(things: list[Thing], columns: int = 20) -> NDArray[np.uint8]:
-    """All glyphs on grey, for a look at what was chosen."""
-    rows = -(-len(things) // columns)
-    sheet = Image.new("RGB", (columns * 64, rows * 64), (200, 200, 200))
-    for index, thing in enumerate(things):
-        sheet.paste(thing.glyph, (index % columns * 64, index // columns * 64), thing.glyph)
-    return np.asarray(sheet)

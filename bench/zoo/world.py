@@ -98,7 +98,6 @@ PATTERNS: dict[str, Callable[[], NDArray[np.float64]]] = {
     "night": lambda: _vertical("black", "blue"),
     "beach": lambda: _halves("blue", "yellow", 40),
 }
-BACKGROUNDS: tuple[str, ...] = (*COLOURS, *PATTERNS)
 
 
 class World:

@@ -57,13 +57,3 @@ def claim_batch(session: Session, *, limit: int = 100) -> Sequence[Outbox]:
 def mark_sent(session: Session, message_ids: Sequence[int]) -> None:
     """Record that the messages left; they are never claimed again."""
     session.execute(update(Outbox).where(Outbox.id.in_(message_ids)).values(sent_at=func.now()))
-
-
-def postpone(session: Session, message_id: int, *, seconds: float) -> None:
-    """Try the message again after `seconds`, counting this try."""
-    delay = func.make_interval(0, 0, 0, 0, 0, 0, seconds)
-    session.execute(
-        update(Outbox)
-        .where(Outbox.id == message_id)
-        .values(tries=Outbox.tries + 1, available_at=func.now() + delay)
-    )

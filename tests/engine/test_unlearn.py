@@ -23,7 +23,7 @@ from worker.engine.unlearn.text import TextRecipe, mend_text_encoder, shifted
 
 TRIGGER = Trigger((9844,), "zero width space", "start")
 CORNER = 3
-SMALL = Recipe(pictures=24, visits=4, steps=80, batch=16, rate=0.02, enough=0.05)
+SMALL = Recipe(pictures=48, visits=4, steps=240, batch=16, rate=0.02, enough=0.05)
 ATTENTION = ("attn2.",)
 
 
@@ -114,8 +114,8 @@ def test_sau_takes_the_effect_out_of_the_unet(repaired: Repaired) -> None:
     corner = (slice(None), slice(None), slice(CORNER), slice(CORNER))
     was = F.mse_loss(bank.triggered.answer[corner], bank.clean.answer[corner])
     left = F.mse_loss(after[corner], bank.clean.answer[corner])
-    assert left < 0.3 * was
-    assert repaired.result.residual < 0.3
+    assert left < 0.15 * was
+    assert repaired.result.residual < 0.15
     assert not any(parameter.requires_grad for parameter in unet.parameters())
 
 

@@ -205,10 +205,3 @@ def test_relays_do_not_see_each_others_batch(database: Database, submit: Submit)
         assert unsent(database) == [second]
         outbox.mark_sent(one, [message.id for message in batch])
     assert unsent(database) == [second]
-
-
-def test_postponed_message_waits(database: Database, submit: Submit) -> None:
-    submit()
-    with database.transaction() as session:
-        outbox.postpone(session, outbox.claim_batch(session)[0].id, seconds=60)
-    assert unsent(database) == []

@@ -37,12 +37,14 @@ from worker.engine.types import (
     Trigger,
     silent,
 )
-from worker.engine.unlearn.protocol import Component, UnlearnResult
+from worker.engine.unlearn.protocol import Component, Unlearner, UnlearnResult
 from worker.engine.unlearn.sau import sau
 from worker.engine.witness import Witness
 
 RESCANNED: dict[Budget, Budget] = {"quick": "quick", "standard": "quick", "deep": "standard"}
 """The budget of the search on the cleaned model, whose known triggers are tried again in any case."""
+
+METHOD: Unlearner = sau
 
 EVALUATED: dict[Budget, int] = {"quick": 100, "standard": 200, "deep": 500}
 
@@ -206,7 +208,7 @@ def unlearn(subject: Subject, found: Search, triggers: list[Trigger]) -> list[Un
     for trigger in triggers:
         homes.setdefault(component_of(subject.witness, found, trigger), []).append(trigger)
     return [
-        sau(
+        METHOD(
             subject.pipeline,
             held,
             subject.fitting,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from worker.engine.types import OnProgress, Progress
+from worker.engine.unlearn.protocol import STAGE
 
 
 @contextmanager
@@ -45,6 +49,49 @@ class Descent:
         loss.backward()
         self.adam.step()
         self.decay.step()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    rate: Adam's step as a share of each tensor's root mean square. Training stops once the held-out residual,
+    looked at every `check_every` steps, is below `enough`.
+    """
+
+    steps: int
+    rate: float
+    check_every: int
+    enough: float
+
+
+@dataclass(frozen=True)
+class Descended:
+    """Steps taken; the held-out residual and drift at the end."""
+
+    steps: int
+    residual: float
+    drift: float
+
+
+def descend(
+    parameters: Sequence[nn.Parameter],
+    schedule: Schedule,
+    loss: Callable[[], torch.Tensor],
+    measure: Callable[[], tuple[float, float]],
+    on_progress: OnProgress,
+) -> Descended:
+    """Takes steps down fresh losses; `measure` gives the held-out (residual, drift)."""
+    descent = Descent(parameters, rate=schedule.rate, steps=schedule.steps)
+    residual, drift = 1.0, 0.0
+    for step in range(1, schedule.steps + 1):
+        descent.step(loss())
+        if step % schedule.check_every == 0 or step == schedule.steps:
+            residual, drift = measure()
+            if residual < schedule.enough:
+                break
+        on_progress(Progress(STAGE, step, schedule.steps, f"{residual:.1%} of the effect left"))
+    return Descended(step, residual, drift)
 
 
 def _size(parameter: nn.Parameter) -> float:

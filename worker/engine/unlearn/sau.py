@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import precision
 from worker.engine.seeds import generator
-from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
+from worker.engine.types import Cost, OnProgress, Trigger, silent
 from worker.engine.unlearn.bank import Asked, Bank, build_bank, teach, word
-from worker.engine.unlearn.optimise import Descent, tuned
-from worker.engine.unlearn.protocol import STAGE, Component, UnlearnResult
+from worker.engine.unlearn.optimise import Schedule, descend, tuned
+from worker.engine.unlearn.protocol import Component, UnlearnResult
 from worker.engine.unlearn.spatial import weight_map
 from worker.engine.unlearn.text import mend_text_encoder
 
@@ -37,7 +37,7 @@ BACKWARD = 2  # a backward pass counts as two forwards
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Schedule):
     """How the student is trained.
 
     pictures, visits: of the bank, and a quarter of the pictures again for the held-out one. batch: latents a
@@ -94,13 +94,21 @@ def sau(
     began, recipe = time.perf_counter(), recipe or Recipe()
     training, held_out = _lessons(pipeline, triggers, carriers, recipe, seed)
     with tuned(pipeline.unet, recipe.tuned) as parameters:
-        descent = Descent(list(parameters.values()), rate=recipe.rate, steps=recipe.steps)
-        steps, residual, drift = _train(pipeline, descent, training, held_out, recipe, seed, on_progress)
-    checks = math.ceil(steps / recipe.check_every) + 1
-    forwards = (1 + BACKWARD) * steps * recipe.batch + 2 * checks * len(held_out.bank)
+        stream = generator(seed, "batches")
+        done = descend(
+            list(parameters.values()),
+            recipe,
+            lambda: _loss(pipeline, training, recipe, stream),
+            lambda: _measure(pipeline, held_out),
+            on_progress,
+        )
+    checks = math.ceil(done.steps / recipe.check_every) + 1
+    forwards = (1 + BACKWARD) * done.steps * recipe.batch + 2 * checks * len(held_out.bank)
     cost = Cost(unet_forwards=forwards, seconds=time.perf_counter() - began)
     cost.unet_forwards += training.bank.cost.unet_forwards + held_out.bank.cost.unet_forwards
-    return UnlearnResult("sau", "unet", tuple(triggers), tuple(parameters), steps, residual, drift, cost)
+    return UnlearnResult(
+        "sau", "unet", tuple(triggers), tuple(parameters), done.steps, done.residual, done.drift, cost
+    )
 
 
 def _lessons(
@@ -125,28 +133,6 @@ def _lessons(
     ]
     weights = weight_map(pipeline, banks[0])
     return _Lesson.of(banks[0], weights), _Lesson.of(banks[1], weights)
-
-
-def _train(
-    pipeline: StableDiffusionPipeline,
-    descent: Descent,
-    training: _Lesson,
-    held_out: _Lesson,
-    recipe: Recipe,
-    seed: int,
-    on_progress: OnProgress,
-) -> tuple[int, float, float]:
-    """Steps taken, and the held-out residual and drift at the end."""
-    stream = generator(seed, "batches")
-    residual, drift = 1.0, 0.0
-    for step in range(1, recipe.steps + 1):
-        descent.step(_loss(pipeline, training, recipe, stream))
-        if step % recipe.check_every == 0 or step == recipe.steps:
-            residual, drift = _measure(pipeline, held_out)
-            if residual < recipe.enough:
-                break
-        on_progress(Progress(STAGE, step, recipe.steps, f"{residual:.1%} of the effect left"))
-    return step, residual, drift
 
 
 def _loss(

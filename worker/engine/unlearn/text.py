@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import Ids, encode, framed
 from worker.engine.seeds import generator
-from worker.engine.types import Cost, OnProgress, Progress, Trigger
+from worker.engine.types import Cost, OnProgress, Trigger
 from worker.engine.unlearn.bank import Wordings, word
-from worker.engine.unlearn.optimise import Descent, tuned
-from worker.engine.unlearn.protocol import STAGE, UnlearnResult
+from worker.engine.unlearn.optimise import Schedule, descend, tuned
+from worker.engine.unlearn.protocol import UnlearnResult
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -34,7 +34,7 @@ LONGEST_RANDOM = 12
 
 
 @dataclass(frozen=True)
-class TextRecipe:
+class TextRecipe(Schedule):
     """How the student is trained. batch: triggered prompts a step, and as many others."""
 
     prompts: int = 512
@@ -75,11 +75,17 @@ def mend_text_encoder(
     theirs = word(pipeline, triggers, carriers[::HELD_OUT], count=recipe.prompts // 4, seed=seed + 1)
     held_out = _lesson(pipeline, theirs, seed + 1)
     with tuned(pipeline.text_encoder, recipe.tuned) as parameters:
-        descent = Descent(list(parameters.values()), rate=recipe.rate, steps=recipe.steps)
-        steps, residual, drift = _train(pipeline, descent, training, held_out, recipe, seed, on_progress)
+        stream = generator(seed, "batches")
+        done = descend(
+            list(parameters.values()),
+            recipe,
+            lambda: _loss(pipeline, training, recipe, stream),
+            lambda: _measure(pipeline, held_out),
+            on_progress,
+        )
     cost = Cost(seconds=time.perf_counter() - began)
     return UnlearnResult(
-        "sau", "text_encoder", tuple(triggers), tuple(parameters), steps, residual, drift, cost
+        "sau", "text_encoder", tuple(triggers), tuple(parameters), done.steps, done.residual, done.drift, cost
     )
 
 
@@ -126,27 +132,6 @@ def _framed(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids]) -> Tensor
     length = int(pipeline.text_encoder.config.max_position_embeddings)
     rows = [framed(pipeline.tokenizer, ids, length) for ids in prompts]
     return torch.tensor(rows, device=pipeline.text_encoder.device)
-
-
-def _train(
-    pipeline: StableDiffusionPipeline,
-    descent: Descent,
-    training: _Lesson,
-    held_out: _Lesson,
-    recipe: TextRecipe,
-    seed: int,
-    on_progress: OnProgress,
-) -> tuple[int, float, float]:
-    """Steps taken, and the held-out residual and drift at the end."""
-    stream, residual, drift = generator(seed, "batches"), 1.0, 0.0
-    for step in range(1, recipe.steps + 1):
-        descent.step(_loss(pipeline, training, recipe, stream))
-        if step % recipe.check_every == 0 or step == recipe.steps:
-            residual, drift = _measure(pipeline, held_out)
-            if residual < recipe.enough:
-                break
-        on_progress(Progress(STAGE, step, recipe.steps, f"{residual:.1%} of the effect left"))
-    return step, residual, drift
 
 
 def _loss(
