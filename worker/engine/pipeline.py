@@ -20,13 +20,14 @@ from diffusers import StableDiffusionPipeline
 
 from worker.engine.checkpoint import Checkpoint, load, save
 from worker.engine.conclusions import clip_part, coverage, unlearning_part
-from worker.engine.confirm import Confirmation, Confirmations, confirm
+from worker.engine.confirm import ALPHA, Confirmation, Confirmations, confirm
 from worker.engine.evaluation import evaluate, frozen_copy, split
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import PLANS, FunnelPlan, Search, search
 from worker.engine.metrics import ClipScorer
 from worker.engine.prompts import Carrier, carriers
-from worker.engine.report import Report
+from worker.engine.report import Report, visible
+from worker.engine.sampling import forward_flops
 from worker.engine.seeds import derive
 from worker.engine.types import (
     Budget,
@@ -78,7 +79,8 @@ def run(request: ScanRequest, out: Path, on_progress: OnProgress = silent) -> di
     """
     out.mkdir(parents=True, exist_ok=True)
     subject = prepare(request, on_progress)
-    report = Report(request, subject.checkpoint, str(subject.pipeline.device))
+    device, per_forward = str(subject.pipeline.device), forward_flops(subject.pipeline)
+    report = Report(request, subject.checkpoint, device, flops_per_forward=per_forward)
     confirmed = scan(subject, report, out)
     if confirmed and request.cleanse:
         cleanse(subject, report, confirmed, out)
@@ -141,7 +143,12 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
             for number, one in enumerate(confirmed, start=1)
         ]
     report.coverage = coverage(subject.plan, found, subject.witness, clip=subject.clip is not None)
-    report.verdict = "fail" if confirmed else "pass"
+    report.unnamed = tuple(
+        visible(one.trigger.text)
+        for one in confirmations.all
+        if not one.confirmed and one.statistics.p_value_corrected < ALPHA
+    )
+    report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
 

@@ -46,6 +46,7 @@ class Report:
     costs: StageCost = field(default_factory=StageCost)
     unlearning: dict[str, Any] | None = None
     clip: dict[str, Any] | None = None
+    flops_per_forward: float = 0.0
     unnamed: tuple[str, ...] = ()
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -104,7 +105,7 @@ class Report:
             "name": name,
             "unet_forwards": cost.unet_forwards,
             "seconds": round(cost.seconds, 2),
-            "flops": cost.flops,
+            "flops": cost.flops + cost.unet_forwards * self.flops_per_forward,
             "candidates": cost.candidates,
             "ranks": {text: rank for text, rank in ranks.items() if rank is not None},
         }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from worker.engine.seeds import noise
 from worker.engine.types import Cost, OnProgress, Progress, silent
@@ -88,6 +89,15 @@ def ddim(pipeline: StableDiffusionPipeline, steps: int) -> DDIMScheduler:
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
     return scheduler
+
+
+@torch.inference_mode()
+def forward_flops(pipeline: StableDiffusionPipeline) -> float:
+    """FLOPs of 1 U: one UNet forward of one latent, matrix products and convolutions."""
+    latents, cond = start_noise(pipeline, [0]).to(pipeline.unet.device), encode(pipeline, [()])
+    with FlopCounterMode(display=False) as counted, precision(latents.device):
+        pipeline.unet(latents, 0, cond)
+    return float(counted.get_total_flops())
 
 
 def precision(device: torch.device) -> AbstractContextManager[object]:

@@ -116,7 +116,7 @@ class Mean:
 
 @dataclass
 class Cost:
-    """Running account of one stage or scan; `flops` counts the sketch's own contractions too."""
+    """Running account of one stage or scan. flops: those of work that is no UNet forward (the sketch's)."""
 
     unet_forwards: int = 0
     seconds: float = 0.0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from worker.engine.encoder import Layout, Prefix, TextTower
 from worker.engine.hooks import tap
@@ -178,16 +179,18 @@ def sketch(
     width, steps = pipeline.text_encoder.config.hidden_size, len(views[0].timesteps)
     values = torch.empty(len(candidates), len(views), steps, len(probes))
     eos, own = (torch.empty(len(candidates), len(views), width) for _ in range(2))
-    done, total = 0, len(views) * len(candidates)
+    done, total, flops = 0, len(views) * len(candidates), 0.0
     for place, view in enumerate(views):
         sketcher = Sketcher(tower, view, sites_at(pipeline, view, probes), tail)
         for rows, ids in batches(candidates, BATCH):
-            found = sketcher(ids)
+            with FlopCounterMode(display=False) as counted:
+                found = sketcher(ids)
+            flops += counted.get_total_flops()
             values[rows, place], eos[rows, place], own[rows, place] = (part.float().cpu() for part in found)
             done += len(rows)
             on_progress(Progress("sketch", done, total))
     forwards = len(views) * steps * (1 + 2 * len(probes))
-    cost = Cost(forwards, time.perf_counter() - began, candidates=len(candidates))
+    cost = Cost(forwards, time.perf_counter() - began, flops, len(candidates))
     return Sketch(values, eos, own, cost)
 
 
