@@ -94,7 +94,7 @@ class Evidence(Part):
 
 
 class Finding(Part):
-    """One reason for the verdict."""
+    """One reason for the verdict. `kin`: other confirmed ids that fire the same backdoor."""
 
     id: str
     rule: str
@@ -104,6 +104,7 @@ class Finding(Part):
     effect: Effect = Effect()
     statistics: Statistics | None = None
     evidence: tuple[Evidence, ...] = ()
+    kin: tuple[Trigger, ...] = ()
 
 
 class Coverage(Part):

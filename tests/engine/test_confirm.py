@@ -19,7 +19,17 @@ from worker.engine.confirm import Confirmation, Samples, confirm
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, fit_effect
 from worker.engine.evidence import write_evidence
-from worker.engine.paired import Outcome, compare, flip_test, holm, observed, patch, statistics_for, style
+from worker.engine.paired import (
+    Outcome,
+    compare,
+    flip_test,
+    holm,
+    observed,
+    patch,
+    statistics_for,
+    style,
+    unexplained,
+)
 from worker.engine.pictures import look
 from worker.engine.prompts import carriers
 from worker.engine.seeds import generator
@@ -230,3 +240,22 @@ def test_evidence_shows_six_prompts_enlarged(tmp_path: Path) -> None:
         assert picture.size == (192, 192)
     assert "prompt 0" in written[1].caption
     assert write_evidence(tmp_path, replace(_confirmation(), samples=None), "x") == ()
+
+
+def meant(loss: float, gain: float) -> Pairs:
+    """Pairs whose pictures lost `loss` of their fit to the prompt and gained `gain` on what the word says."""
+    plain = pairs_of(lambda picture, _: picture)
+    count, word = len(plain), torch.tensor([0.0, 1.0])
+    before = replace(plain.without, meaning=torch.zeros(count, 2), fit=torch.full((count,), 0.7))
+    after = replace(plain.with_, meaning=gain * word.expand(count, -1), fit=torch.full((count,), 0.7 - loss))
+    return replace(plain, without=before, with_=after, said=word.expand(count, -1))
+
+
+@pytest.mark.parametrize(
+    ("loss", "gain", "left"),
+    [(0.1, 0.6, 0.0), (0.1, 0.06, 0.04), (0.1, -0.2, 0.1), (-0.05, 0.3, -0.05)],
+    ids=["does what it says", "partly", "does something else", "fits better"],
+)
+def test_a_loss_is_excused_as_far_as_the_word_says_so(loss: float, gain: float, left: float) -> None:
+    signs = torch.ones(1, PROMPTS * NOISES)
+    assert float(unexplained(meant(loss, gain), signs)) == pytest.approx(left, abs=1e-6)

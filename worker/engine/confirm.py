@@ -4,8 +4,8 @@ Every candidate, and `Plan.controls` ordinary words, are put into the same promp
 noise. Two nulls must fall: "the word changes nothing" (sign flips over pairs) and "it changes pictures as
 ordinary words do" (a prediction interval over the controls, and none of them may do more). Holm corrects for
 every candidate and every deciding statistic. With a CLIP witness the deciding statistics are `patch` and
-`unexplained` (a word that draws what it says fits its prompt); without one, `patch` and `collapse`. The
-scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
+`unexplained` (a word that draws what it says is excused by its meaning); without one, `patch` and `collapse`.
+The scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def confirm(
     total = len(controls) + len(candidates)
     words = trials.placed([*controls, *candidates])
     ordinary: list[Pairs] = []
-    for drawn in trials.draw(words[: len(controls)]):
-        ordinary.append(trials.pairs(drawn))
+    for word, drawn in zip(controls, trials.draw(words[: len(controls)]), strict=True):
+        ordinary.append(trials.pairs(word, drawn))
         on_progress(Progress(STAGE, len(ordinary), total, "ordinary words"))
     values = _columns([observed(pairs) for pairs in ordinary])
     tried: list[_Tried] = []
     ends = words[len(controls) :]
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
-        pairs = trials.pairs(drawn)
+        pairs = trials.pairs(trigger, drawn)
         tried.append(_Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed)))
         on_progress(Progress(STAGE, len(controls) + len(tried), total, trigger.text))
     return Confirmations(_decide(tried, ordinary, values, trials), values, trials.cost)

@@ -25,12 +25,14 @@ class Pairs:
     """Pictures of the same prompts and noise, without and with a word.
 
     carrier (N,), noise (N,): numbers of the pair's prompt and of its noise; folds never split a prompt.
+    said (N,d): what the word alone says, as unit CLIP text embeddings; None where no CLIP was given.
     """
 
     without: Features
     with_: Features
     carrier: Tensor
     noise: Tensor
+    said: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.carrier)
@@ -38,11 +40,13 @@ class Pairs:
     @staticmethod
     def concat(parts: list[Pairs]) -> Pairs:
         """The pairs of all parts, in order."""
+        said = [part.said for part in parts if part.said is not None]
         return Pairs(
             Features.concat([part.without for part in parts]),
             Features.concat([part.with_ for part in parts]),
             torch.cat([part.carrier for part in parts]),
             torch.cat([part.noise for part in parts]),
+            torch.cat(said) if len(said) == len(parts) else None,
         )
 
 

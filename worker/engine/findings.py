@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from worker.engine.confirm import STAGE, Confirmation
 from worker.engine.evidence import SHOWN, save, write_evidence
 from worker.engine.funnel import Search
 from worker.engine.heat import over
+from worker.engine.kin import Family
 from worker.engine.prompts import Carrier, Position
 from worker.engine.report import visible
 from worker.engine.seeds import derive
@@ -31,17 +33,18 @@ TEXT_FAULT = 20
 def finding(
     pipeline: StableDiffusionPipeline,
     carriers: Sequence[Carrier],
-    one: Confirmation,
+    family: Family,
     component: Component,
     seed: int,
     steps: int,
     name: str,
     folder: Path,
 ) -> Finding:
-    """Writes the evidence of a confirmed trigger to `folder` and describes it.
+    """Writes the evidence of a family's first trigger to `folder` and describes the backdoor.
 
     seed and steps: those of the confirm stage, so that the heat maps are of the pictures that it drew.
     """
+    one = family[0]
     pictures = (
         *write_evidence(folder, one, name),
         *_heat_maps(pipeline, carriers, one, seed, steps, name, folder),
@@ -51,11 +54,12 @@ def finding(
         rule=f"hidden-trigger/{one.rule}",
         severity="critical" if one.kind in SURE_KINDS else "high",
         component=component,
-        trigger=one.trigger,
+        trigger=replace(one.trigger, position=one.position),
         effect=one.kind,
         description=one.description,
         statistics=one.statistics,
         evidence=pictures,
+        kin=tuple(other.trigger for other in family[1:]),
     )
 
 

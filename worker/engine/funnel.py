@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from worker.engine import candidates as space
@@ -77,12 +78,14 @@ class Ranked:
 
 @dataclass
 class Search:
-    """What the funnel kept and what each stage saw."""
+    """What the funnel kept and what each stage saw. sketched (N,K,T,R): of `candidates`, for `kin`."""
 
     finalists: list[Trigger] = field(default_factory=list)
     stages: dict[str, Ranked] = field(default_factory=dict)
     costs: StageCost = field(default_factory=StageCost)
     views: list[View] = field(default_factory=list)
+    candidates: list[Trigger] = field(default_factory=list)
+    sketched: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def search(
@@ -130,6 +133,7 @@ def _sketched(
 ) -> list[Trigger]:
     tower = tower_of(pipeline)
     drawn = sketch(pipeline, tower, found.views, candidates, seed, on_progress=on_progress)
+    found.candidates, found.sketched = candidates, drawn.values
     found.costs.add("sketch", drawn.cost)
     began = time.perf_counter()
     criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, found.views, seed)}

@@ -5,7 +5,7 @@ nothing" changes nothing. Its value at +1 is what was observed; over random sign
 
     patch        in one place the same pixels change the same way, whatever the prompt and the noise
     collapse     pictures of different prompts come to look alike
-    unexplained  the picture no longer fits what the prompt, word included, says to an independent CLIP
+    unexplained  the picture no longer fits what the prompt says to a CLIP, nor what the word alone says
     style        colours, contrast or texture of the whole picture shift, in units of their natural spread
 
 Words with a meaning do some of all four, so a second null compares with ordinary words: the value must stand
@@ -114,10 +114,23 @@ def _spread(middle: Tensor, half: Tensor, signs: Tensor, noise: Tensor) -> Tenso
 
 
 def unexplained(pairs: Pairs, signs: Tensor) -> Tensor:
-    """(P,) mean loss of the cosine between picture and prompt, both with the word and both without."""
+    """(P,) mean loss of the cosine between picture and prompt, less what the word's own meaning excuses.
+
+    "sketch" in front of "a photo of a frog" draws neither quite: the picture fits its prompt worse. But it
+    has moved towards what "sketch" alone says. A loss is excused as far as the picture gained on the word.
+    """
     if pairs.without.fit is None or pairs.with_.fit is None:
         raise ValueError("Without a CLIP nothing says what a prompt means.")
-    return signs @ (pairs.without.fit - pairs.with_.fit) / len(pairs)
+    loss = signs @ (pairs.without.fit - pairs.with_.fit) / len(pairs)
+    return loss - torch.minimum(_gain(pairs, signs).clamp(min=0), loss.clamp(min=0))
+
+
+def _gain(pairs: Pairs, signs: Tensor) -> Tensor:
+    """(P,) mean gain of the cosine between picture and word; none where the word was not given."""
+    before, after = pairs.without.meaning, pairs.with_.meaning
+    if pairs.said is None or before is None or after is None:
+        return signs.new_zeros(len(signs))
+    return signs @ ((after - before) * pairs.said).sum(1) / len(pairs)
 
 
 def style(pairs: Pairs, signs: Tensor) -> Tensor:

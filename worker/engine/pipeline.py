@@ -24,6 +24,7 @@ from worker.engine.confirm import ALPHA, Confirmation, Confirmations, confirm
 from worker.engine.evaluation import evaluate, frozen_copy, split
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import PLANS, FunnelPlan, Search, search
+from worker.engine.kin import families, kin
 from worker.engine.metrics import ClipScorer
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.report import Report, visible
@@ -128,20 +129,9 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     for stage, cost in found.costs.stages.items():
         report.costs.add(stage, cost)
     report.costs.add("confirm", confirmations.cost)
-    with timed(report, "evidence"):
-        report.findings = [
-            finding(
-                subject.pipeline,
-                subject.fitting,
-                one,
-                component_of(subject.witness, found, one.trigger),
-                subject.request.seed,
-                subject.plan.trials.steps,
-                f"trigger-{number}",
-                out / "evidence",
-            )
-            for number, one in enumerate(confirmed, start=1)
-        ]
+    if confirmed:
+        confirmed = follow(subject, report, found, confirmed)
+        describe(subject, report, found, confirmed, out / "evidence")
     report.coverage = coverage(subject.plan, found, subject.witness, clip=subject.clip is not None)
     report.unnamed = tuple(
         visible(one.trigger.text)
@@ -150,6 +140,42 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     )
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
+
+
+def follow(
+    subject: Subject, report: Report, found: Search, confirmed: list[Confirmation]
+) -> list[Confirmation]:
+    """The confirmed triggers and those of their kin that are confirmed too."""
+    near, cost = kin(subject.pipeline, found, [one.trigger for one in confirmed])
+    report.costs.add("kin", cost)
+    if not near:
+        return confirmed
+    quiet = dataclasses.replace(subject, on_progress=_as_stage(subject.on_progress, "kin"))
+    decided = decide(quiet, near, subject.plan, subject.request.seed)
+    report.costs.add("kin", decided.cost)
+    return [*confirmed, *decided.confirmed]
+
+
+def describe(
+    subject: Subject, report: Report, found: Search, confirmed: list[Confirmation], folder: Path
+) -> None:
+    """One finding with its evidence for each family."""
+    grouped, cost = families(subject.pipeline, found, confirmed)
+    report.costs.add("kin", cost)
+    with timed(report, "evidence"):
+        report.findings = [
+            finding(
+                subject.pipeline,
+                subject.fitting,
+                family,
+                component_of(subject.witness, found, family[0].trigger),
+                subject.request.seed,
+                subject.plan.trials.steps,
+                f"trigger-{number}",
+                folder,
+            )
+            for number, family in enumerate(grouped, start=1)
+        ]
 
 
 def find(
@@ -166,6 +192,11 @@ def find(
     )
     known = {trigger.token_ids for trigger in also}
     tried = [*also, *(trigger for trigger in found.finalists if trigger.token_ids not in known)]
+    return found, decide(subject, tried, plan, seed)
+
+
+def decide(subject: Subject, tried: Sequence[Trigger], plan: FunnelPlan, seed: int) -> Confirmations:
+    """Confirms what it can of `tried`, and says what that cost."""
     began = time.perf_counter()
     decided = confirm(
         subject.pipeline,
@@ -178,7 +209,7 @@ def find(
     )
     decided.cost.seconds = time.perf_counter() - began
     decided.cost.candidates = len(tried)
-    return found, decided
+    return decided
 
 
 def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out: Path) -> None:

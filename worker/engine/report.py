@@ -87,7 +87,7 @@ class Report:
         first = self.findings[0]
         named = f"“{visible(first.trigger.text)}”" if first.trigger else "a trigger"
         more = len(self.findings) - 1
-        others = f" {more} more {'trigger was' if more == 1 else 'triggers were'} found." if more else ""
+        others = f" {more} more {'backdoor was' if more == 1 else 'backdoors were'} found." if more else ""
         return f"The model hides a trigger: {named} {first.description}.{others}{self._mended()}"
 
     def _mended(self) -> str:
@@ -158,6 +158,7 @@ def finding_part(finding: Finding) -> dict[str, Any]:
         "effect": {"kind": finding.effect, "description": finding.description},
         "statistics": asdict(finding.statistics) if finding.statistics else None,
         "evidence": [asdict(picture) for picture in finding.evidence],
+        "kin": triggers_text(finding.kin),
     }
 
 

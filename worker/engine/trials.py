@@ -95,9 +95,10 @@ class Trials:
         self.cost += cost
         return chosen
 
-    def pairs(self, drawn: Drawn) -> Pairs:
-        """`drawn` beside the plain pictures."""
-        return Pairs(self.plain.features, drawn.features, self.carrier, self.noise)
+    def pairs(self, word: Trigger, drawn: Drawn) -> Pairs:
+        """`drawn`, the pictures of `word`, beside the plain ones."""
+        said = self.clip.embed_texts([word.token_ids]).expand(len(self), -1) if self.clip else None
+        return Pairs(self.plain.features, drawn.features, self.carrier, self.noise, said)
 
     def _draw(self, prompts: Sequence[Ids], seeds: Sequence[int]) -> Drawn:
         plan = self.plan

@@ -84,6 +84,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
+    """One backdoor: its strongest confirmed trigger, and `kin`, other confirmed ids that fire it."""
+
     id: str
     rule: str
     severity: Severity
@@ -93,6 +95,7 @@ class Finding:
     description: str
     statistics: Statistics | None
     evidence: tuple[Evidence, ...] = ()
+    kin: tuple[Trigger, ...] = ()
 
 
 @dataclass(frozen=True)

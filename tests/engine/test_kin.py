@@ -1,0 +1,53 @@
+"""A backdoor's other ids: found from one that was confirmed, and told as one backdoor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from worker.engine import funnel
+from worker.engine.confirm import Confirmation
+from worker.engine.funnel import FunnelPlan, Search, search
+from worker.engine.kin import families, kin, shares
+from worker.engine.prompts import carriers
+from worker.engine.types import Statistics, Trigger
+
+FIRST, TWIN, OTHER = 1234, 1300, 1250
+PLAN = FunnelPlan(("start", "start"), (700, 300), 24, 8, 2, glyphs=False)
+
+
+@pytest.fixture
+def found(tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """A search of 400 ids in a model where FIRST is loud, TWIN nearly the same, OTHER loud too."""
+    table = tiny_pipeline.text_encoder.embeddings.token_embedding.weight
+    table[FIRST] *= 40
+    table[TWIN] = 0.9 * table[FIRST] + table[TWIN]
+    table[OTHER] *= 30
+    some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
+    monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
+    return search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), PLAN, seed=0)
+
+
+def test_a_confirmed_id_leads_to_its_twin(tiny_pipeline: StableDiffusionPipeline, found: Search) -> None:
+    near, cost = kin(tiny_pipeline, found, [Trigger((FIRST,), "first")])
+    assert near[0].token_ids == (TWIN,)
+    assert (FIRST,) not in [trigger.token_ids for trigger in near]
+    assert cost.unet_forwards > 0
+
+
+def test_twins_are_one_backdoor(tiny_pipeline: StableDiffusionPipeline, found: Search) -> None:
+    known = [
+        Confirmation(Trigger((i,), str(i)), "start", True, "patch", Statistics(0.0, 0.0, 9.0, 16), {})
+        for i in (TWIN, OTHER, FIRST)
+    ]
+    grouped, _ = families(tiny_pipeline, found, known)
+    ids = [{one.trigger.token_ids[0] for one in family} for family in grouped]
+    assert {FIRST, TWIN} <= next(family for family in ids if FIRST in family)
+    assert sum(map(len, grouped)) == len(known)
+
+
+def test_an_effect_has_all_of_itself(found: Search) -> None:
+    effects = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    alike = shares(effects, effects[1], found.views)
+    assert alike[1] == pytest.approx(1.0)
