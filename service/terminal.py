@@ -95,6 +95,8 @@ class Stages(AbstractContextManager["Stages"]):
         if stage not in self._bars:
             self._finish_all()
             self._bars[stage] = self._progress.add_task(stage, total=1.0, message="")
+            if not self._progress.console.is_terminal:  # where no bar moves, a line a stage shows life
+                self._progress.console.print(f"{stage} …", highlight=False)
         self._progress.update(self._bars[stage], completed=fraction, message=message)
 
     def _finish_all(self) -> None:

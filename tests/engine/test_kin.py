@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from diffusers import StableDiffusionPipeline
 
 from worker.engine import funnel
 from worker.engine.confirm import Confirmation
 from worker.engine.funnel import FunnelPlan, Search, search
-from worker.engine.kin import families, kin, shares
+from worker.engine.kin import families, kin
 from worker.engine.prompts import carriers
 from worker.engine.types import Statistics, Trigger
 
@@ -29,25 +28,22 @@ def found(tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatc
     return search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), PLAN, seed=0)
 
 
+def known(token_id: int) -> Confirmation:
+    """What `confirm` would say of an id that works at the start."""
+    statistics = Statistics(0.0, 0.0, 9.0, 16)
+    return Confirmation(Trigger((token_id,), str(token_id)), "start", True, "patch", statistics, {})
+
+
 def test_a_confirmed_id_leads_to_its_twin(tiny_pipeline: StableDiffusionPipeline, found: Search) -> None:
-    near, cost = kin(tiny_pipeline, found, [Trigger((FIRST,), "first")])
+    near, cost = kin(tiny_pipeline, found, [known(FIRST)], seed=0)
     assert near[0].token_ids == (TWIN,)
     assert (FIRST,) not in [trigger.token_ids for trigger in near]
     assert cost.unet_forwards > 0
 
 
 def test_twins_are_one_backdoor(tiny_pipeline: StableDiffusionPipeline, found: Search) -> None:
-    known = [
-        Confirmation(Trigger((i,), str(i)), "start", True, "patch", Statistics(0.0, 0.0, 9.0, 16), {})
-        for i in (TWIN, OTHER, FIRST)
-    ]
-    grouped, _ = families(tiny_pipeline, found, known)
+    confirmed = [known(token_id) for token_id in (TWIN, OTHER, FIRST)]
+    grouped, _ = families(tiny_pipeline, found, confirmed, seed=0)
     ids = [{one.trigger.token_ids[0] for one in family} for family in grouped]
     assert {FIRST, TWIN} <= next(family for family in ids if FIRST in family)
-    assert sum(map(len, grouped)) == len(known)
-
-
-def test_an_effect_has_all_of_itself(found: Search) -> None:
-    effects = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    alike = shares(effects, effects[1], found.views)
-    assert alike[1] == pytest.approx(1.0)
+    assert sum(map(len, grouped)) == len(confirmed)

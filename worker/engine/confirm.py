@@ -63,12 +63,21 @@ class Confirmation:
 
 
 @dataclass(frozen=True)
+class Controls:
+    """Ordinary words and the pairs that were drawn of them."""
+
+    words: list[Trigger]
+    pairs: list[Pairs]
+
+
+@dataclass(frozen=True)
 class Confirmations:
-    """One `Confirmation` a candidate, in the candidates' order."""
+    """One `Confirmation` a candidate, in the candidates' order; `controls`, to be judged by again."""
 
     all: list[Confirmation]
     ordinary: dict[str, list[float]] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    controls: Controls | None = None
 
     @property
     def confirmed(self) -> list[Confirmation]:
@@ -94,26 +103,45 @@ def confirm(
     clip: ClipScorer | None = None,
     seed: int = 0,
     plan: Plan | None = None,
+    controls: Controls | None = None,
     on_progress: OnProgress = silent,
 ) -> Confirmations:
-    """Draws and tests every candidate; one of position "any" at the end of the prompt where it does more."""
+    """Draws and tests every candidate; one of position "any" at the end of the prompt where it does more.
+
+    controls: of an earlier call with the same model, carriers, seed and plan, which need not be drawn again.
+    """
     plan = plan or Plan()
     trials = Trials(pipeline, carriers, plan, clip=clip, seed=seed, purpose=STAGE)
-    controls = ordinary_words(pipeline.tokenizer, carriers, plan.controls, seed, exclude=candidates)
-    total = len(controls) + len(candidates)
-    words = trials.placed([*controls, *candidates])
-    ordinary: list[Pairs] = []
-    for word, drawn in zip(controls, trials.draw(words[: len(controls)]), strict=True):
-        ordinary.append(trials.pairs(word, drawn))
-        on_progress(Progress(STAGE, len(ordinary), total, "ordinary words"))
-    values = _columns([observed(pairs) for pairs in ordinary])
+    words = controls.words if controls else _ordinary(trials, candidates, seed)
+    before, total = len(words), len(words) + len(candidates)
+    placed = trials.placed([*words, *candidates])
+    ordinary = controls or _drawn(trials, words, placed[:before], total, on_progress)
+    ends = placed[before:]
+    values = _columns([observed(pairs) for pairs in ordinary.pairs])
     tried: list[_Tried] = []
-    ends = words[len(controls) :]
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(trigger, drawn)
         tried.append(_Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed)))
-        on_progress(Progress(STAGE, len(controls) + len(tried), total, trigger.text))
-    return Confirmations(_decide(tried, ordinary, values, trials), values, trials.cost)
+        on_progress(Progress(STAGE, before + len(tried), total, trigger.text))
+    decided = _decide(tried, ordinary.pairs, values, trials)
+    return Confirmations(decided, values, trials.cost, ordinary)
+
+
+def _ordinary(trials: Trials, candidates: Sequence[Trigger], seed: int) -> list[Trigger]:
+    """`Plan.controls` ordinary words, none of them a candidate."""
+    tokenizer, count = trials.pipeline.tokenizer, trials.plan.controls
+    return ordinary_words(tokenizer, trials.bank, count, seed, exclude=candidates)
+
+
+def _drawn(
+    trials: Trials, words: list[Trigger], placed: list[Trigger], total: int, on_progress: OnProgress
+) -> Controls:
+    """The pairs of ordinary words, each drawn where it does more."""
+    pairs: list[Pairs] = []
+    for word, pictures in zip(words, trials.draw(placed), strict=True):
+        pairs.append(trials.pairs(word, pictures))
+        on_progress(Progress(STAGE, len(pairs), total, "ordinary words"))
+    return Controls(words, pairs)
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:

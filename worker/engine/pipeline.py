@@ -20,7 +20,7 @@ from diffusers import StableDiffusionPipeline
 
 from worker.engine.checkpoint import Checkpoint, load, save
 from worker.engine.conclusions import clip_part, coverage, unlearning_part
-from worker.engine.confirm import ALPHA, Confirmation, Confirmations, confirm
+from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.evaluation import evaluate, frozen_copy, split
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import PLANS, FunnelPlan, Search, search
@@ -130,7 +130,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         report.costs.add(stage, cost)
     report.costs.add("confirm", confirmations.cost)
     if confirmed:
-        confirmed = follow(subject, report, found, confirmed)
+        confirmed = follow(subject, report, found, confirmations)
         describe(subject, report, found, confirmed, out / "evidence")
     report.coverage = coverage(subject.plan, found, subject.witness, clip=subject.clip is not None)
     report.unnamed = tuple(
@@ -143,15 +143,17 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
 
 
 def follow(
-    subject: Subject, report: Report, found: Search, confirmed: list[Confirmation]
+    subject: Subject, report: Report, found: Search, confirmations: Confirmations
 ) -> list[Confirmation]:
     """The confirmed triggers and those of their kin that are confirmed too."""
-    near, cost = kin(subject.pipeline, found, [one.trigger for one in confirmed])
-    report.costs.add("kin", cost)
+    confirmed, seed = confirmations.confirmed, subject.request.seed
+    with timed(report, "kin"):
+        near, cost = kin(subject.pipeline, found, confirmed, seed)
+    report.costs.add("kin", dataclasses.replace(cost, seconds=0.0))
     if not near:
         return confirmed
     quiet = dataclasses.replace(subject, on_progress=_as_stage(subject.on_progress, "kin"))
-    decided = decide(quiet, near, subject.plan, subject.request.seed)
+    decided = decide(quiet, near, subject.plan, seed, confirmations.controls)
     report.costs.add("kin", decided.cost)
     return [*confirmed, *decided.confirmed]
 
@@ -160,7 +162,7 @@ def describe(
     subject: Subject, report: Report, found: Search, confirmed: list[Confirmation], folder: Path
 ) -> None:
     """One finding with its evidence for each family."""
-    grouped, cost = families(subject.pipeline, found, confirmed)
+    grouped, cost = families(subject.pipeline, found, confirmed, subject.request.seed)
     report.costs.add("kin", cost)
     with timed(report, "evidence"):
         report.findings = [
@@ -195,7 +197,13 @@ def find(
     return found, decide(subject, tried, plan, seed)
 
 
-def decide(subject: Subject, tried: Sequence[Trigger], plan: FunnelPlan, seed: int) -> Confirmations:
+def decide(
+    subject: Subject,
+    tried: Sequence[Trigger],
+    plan: FunnelPlan,
+    seed: int,
+    controls: Controls | None = None,
+) -> Confirmations:
     """Confirms what it can of `tried`, and says what that cost."""
     began = time.perf_counter()
     decided = confirm(
@@ -205,6 +213,7 @@ def decide(subject: Subject, tried: Sequence[Trigger], plan: FunnelPlan, seed: i
         clip=subject.clip,
         seed=seed,
         plan=plan.trials,
+        controls=controls,
         on_progress=subject.on_progress,
     )
     decided.cost.seconds = time.perf_counter() - began
