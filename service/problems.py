@@ -7,6 +7,7 @@
     ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · Gone 410 · RangeNotSatisfiable 416
     ├── Conflict 409: ScanFinished · ScanActive
     ├── InvalidRequest 422 · IdempotencyKeyReused 422 · RateLimited 429 · QuotaExceeded 429
+    ├── DestinationRefused 422 · DestinationUnresolved 422
     ├── bad uploads
     │   ├── EmptyUpload · UploadIncomplete · InvalidDigest · DigestMismatch · MalformedMultipart   400
     │   ├── UploadTooLarge 413 · UnsupportedFormat 415 · UnsupportedEncoding 415 · InsufficientStorage 507
@@ -152,6 +153,14 @@ class InvalidRequest(Problem):
 
 class IdempotencyKeyReused(Problem):
     status, code, title = 422, "idempotency-key-reused", "The Idempotency-Key belongs to another request"
+
+
+class DestinationRefused(Problem):
+    status, code, title = 422, "destination-refused", "The service sends no request to that address"
+
+
+class DestinationUnresolved(Problem):
+    status, code, title = 422, "destination-unresolved", "The name of the host cannot be resolved"
 
 
 class EmptyUpload(Problem):

@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         None, description="address-space limit of the job's child; None sets none"
     )
 
+    egress_allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="hosts that webhooks and downloads may reach although they are private, and without TLS; "
+        'a JSON list such as ["hooks.intranet"]',
+    )
+
     requests_per_minute: int = Field(600, description="requests of one key")
     max_active_scans: int | None = Field(
         1000, description="scans of a tenant that wait or run; None sets no bound"
