@@ -31,9 +31,9 @@ def database(postgres_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def browser(database: Database, postgres_url: str, tmp_path: Path) -> TestClient:
+def browser(database: Database, postgres_url: str, redis_url: str, tmp_path: Path) -> TestClient:
     """A browser that has not signed in; it follows no redirect by itself."""
-    settings = Settings(database_url=postgres_url, data_dir=tmp_path)
+    settings = Settings(database_url=postgres_url, redis_url=redis_url, data_dir=tmp_path)
     app = FastAPI()
     app.state.parts = Parts(settings, database, open_blobs(settings))
     errors.install(app)
