@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TESTS  := $(VENV)/.installed-dev
 
 export HF_HUB_OFFLINE := 1
 
@@ -14,6 +15,10 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,embedded]'
+	@touch $@
+
+$(TESTS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -23,16 +28,16 @@ demo: $(STAMP)  ## scan the example backdoored checkpoint over HTTP, clean it, p
 up: $(STAMP)  ## run the whole service in ./sauscan-data until Ctrl-C
 	$(BIN)/sauscan up
 
-test: $(STAMP)  ## every test, with coverage of service and worker
+test: $(TESTS)  ## every test, with coverage of service and worker
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-check: $(STAMP)  ## ruff, mypy strict, import contracts
+check: $(TESTS)  ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## measure, and write bench/RESULTS.md
+bench: $(TESTS)  ## measure, and write bench/RESULTS.md
 	$(BIN)/python -m bench
 
 zoo: $(STAMP)  ## train the example pipeline and its attacked copies from nothing

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -23,6 +23,7 @@ from rich.text import Text
 from service import steps, terminal
 from service.client import ApiError, Client, DigestMismatchError, UnreachableError
 from service.connection import DEFAULT_FOLDER, Connection
+from service.gate import Bar, Exit, Keep, judge
 from service.terminal import console, notes
 
 app = typer.Typer(
@@ -34,24 +35,21 @@ app = typer.Typer(
 )
 
 
-class Exit(IntEnum):
-    """Exit status; the contract with CI pipelines."""
-
-    PASS = 0
-    FAIL = 1
-    ERROR = 2
-    INCONCLUSIVE = 3
-
-
-_VERDICTS = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLUSIVE}
-
-
 class Budget(StrEnum):
     """How much work a scan may be."""
 
     QUICK = "quick"
     STANDARD = "standard"
     DEEP = "deep"
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
 
 
 class ReportFormat(StrEnum):
@@ -76,6 +74,18 @@ Out = Annotated[
 Sarif = Annotated[Path | None, typer.Option(help="Save the report as SARIF in this file.", dir_okay=False)]
 JUnit = Annotated[
     Path | None, typer.Option(help="Save the report as JUnit XML in this file.", dir_okay=False)
+]
+Html = Annotated[Path | None, typer.Option(help="Save the report as a page in this file.", dir_okay=False)]
+Markdown = Annotated[
+    Path | None, typer.Option(help="Save the report as Markdown in this file.", dir_okay=False)
+]
+PolicyName = Annotated[
+    str | None,
+    typer.Option("--policy", help="Exit with the verdict under this policy: NAME or NAME@VERSION."),
+]
+FailOn = Annotated[
+    Severity | None,
+    typer.Option(help="Fail only on findings of this severity or above, whatever the policy's own bar is."),
 ]
 
 
@@ -141,20 +151,27 @@ def submit(
     out: Out = None,
     sarif: Sarif = None,
     junit: JUnit = None,
+    html: Html = None,
+    markdown: Markdown = None,
+    policy: PolicyName = None,
+    fail_on: FailOn = None,
     url: Url = None,
     api_key: ApiKey = None,
     data: Data = DEFAULT_FOLDER,
 ) -> None:
     """Upload a checkpoint and scan it."""
     options = {"budget": budget.value, "seed": seed, "cleanse": cleanse, "prompts": _prompts(prompts)}
+    keep = Keep(out, {"sarif": sarif, "junit": junit, "html": html, "markdown": markdown})
+    bar = _bar(policy, fail_on)
     with _client(url, api_key, data) as client:
+        bar = bar.pinned(client)
         scan = steps.upload(client, file, options, force=force)
-        if wait or out or sarif or junit:
-            finish(client, scan["id"], out, {"sarif": sarif, "junit": junit})
+        if wait or keep.anything or bar.is_set:
+            finish(client, scan["id"], keep, bar)
         console.print(scan["id"])
 
 
-def finish(client: Client, scan_id: str, out: Path | None, reports: dict[str, Path | None]) -> NoReturn:
+def finish(client: Client, scan_id: str, keep: Keep, bar: Bar) -> NoReturn:
     """Show a scan until it ends, then its verdict; save what was asked for and exit with the verdict."""
     scan = steps.watch(client, scan_id)
     if scan["state"] != "succeeded":
@@ -162,14 +179,8 @@ def finish(client: Client, scan_id: str, out: Path | None, reports: dict[str, Pa
         _give_up(
             f"The scan {scan['state']}: {error.get('detail', 'no reason given')} ({error.get('code', '-')})"
         )
-    report = json.loads(client.report(scan["id"]))
-    console.print(terminal.verdict_panel(report))
-    if out is not None:
-        steps.save(client, scan, out)
-    for kind, path in reports.items():
-        if path is not None:
-            path.write_bytes(client.report(scan_id, kind))
-    raise typer.Exit(_VERDICTS[report["verdict"]])
+    keep.save(client, scan)
+    raise typer.Exit(judge(client, scan_id, bar))
 
 
 @app.command()
@@ -178,13 +189,36 @@ def wait(
     out: Out = None,
     sarif: Sarif = None,
     junit: JUnit = None,
+    html: Html = None,
+    markdown: Markdown = None,
+    policy: PolicyName = None,
+    fail_on: FailOn = None,
     url: Url = None,
     api_key: ApiKey = None,
     data: Data = DEFAULT_FOLDER,
 ) -> None:
     """Show a scan until it ends and exit with its verdict."""
+    keep = Keep(out, {"sarif": sarif, "junit": junit, "html": html, "markdown": markdown})
+    bar = _bar(policy, fail_on)
     with _client(url, api_key, data) as client:
-        finish(client, scan_id, out, {"sarif": sarif, "junit": junit})
+        finish(client, scan_id, keep, bar.pinned(client))
+
+
+@app.command()
+def check(
+    scan_id: str,
+    policy: PolicyName = None,
+    fail_on: FailOn = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = DEFAULT_FOLDER,
+) -> None:
+    """Judge a finished scan under a policy and exit with that verdict; nothing is scanned again."""
+    bar = _bar(policy, fail_on)
+    with _client(url, api_key, data) as client:
+        judgement = client.verdict(scan_id, bar.policy, bar.version, bar.fail_on)
+        console.print(terminal.judgement_panel(judgement))
+    raise typer.Exit(Exit.of(judgement["verdict"]))
 
 
 @app.command()
@@ -203,7 +237,7 @@ def report(
             console.print(terminal.stage_table(found))
         else:
             sys.stdout.buffer.write(client.report(scan_id, kind))
-    raise typer.Exit(_VERDICTS[found["verdict"]])
+    raise typer.Exit(Exit.of(found["verdict"]))
 
 
 @app.command("list")
@@ -241,6 +275,13 @@ def run_demo(
     except (StartError, ApiError, UnreachableError, DigestMismatchError) as error:
         _give_up(str(error))
     raise typer.Exit(Exit.PASS if shown else Exit.FAIL)
+
+
+def _bar(policy: str | None, fail_on: Severity | None) -> Bar:
+    try:
+        return Bar.parse(policy, fail_on and fail_on.value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--policy") from error
 
 
 def _prompts(path: Path | None) -> list[str] | None:
@@ -281,7 +322,11 @@ def _give_up(message: str) -> NoReturn:
 def main() -> None:
     """The entry point of the `sauscan` command."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    app()
+    try:
+        app()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(Exit.ERROR)  # Python's own 1 would read as a verdict
 
 
 if __name__ == "__main__":

@@ -120,6 +120,20 @@ class Client:
         """The report of a finished scan as json, html, sarif, junit, cyclonedx or markdown."""
         return self._send("GET", f"/scans/{scan_id}/report.{kind}").content
 
+    def policy(self, name: str, version: int | None = None) -> dict[str, Any]:
+        """A policy, in its newest version by default."""
+        return self._json("GET", f"/policies/{name}", params=_without_nones({"version": version}))
+
+    def verdict(
+        self, scan_id: str, policy: str | None, version: int | None = None, fail_on: str | None = None
+    ) -> dict[str, Any]:
+        """The verdict of a finished scan under a policy, with the rule that decided.
+
+        fail_on: the severity that fails, instead of the policy's own.
+        """
+        query = _without_nones({"policy": policy, "version": version, "fail_on": fail_on})
+        return self._json("GET", f"/scans/{scan_id}/verdict", params=query)
+
     def follow(self, scan_id: str) -> Iterator[dict[str, Any]]:
         """What happens to a scan until it ends: events with at least "kind", the last one its final scan.
 

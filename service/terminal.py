@@ -162,6 +162,19 @@ def _scores(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def judgement_panel(judgement: Mapping[str, Any]) -> Panel:
+    """A verdict under a policy: what every rule said, and which one decided."""
+    verdict, policy = str(judgement["verdict"]), judgement["policy"]
+    colour = VERDICT_COLOURS.get(verdict, "white")
+    name = f"policy {policy}, version {judgement['version']}" if policy else "the default policy"
+    table = Table("", "rule", "verdict", "reason", box=None, header_style="dim")
+    for outcome in judgement["outcomes"]:
+        decided = "decided" if outcome["rule"] == judgement["decided_by"] else ""
+        words = Text(outcome["verdict"], style=VERDICT_COLOURS.get(outcome["verdict"], ""))
+        table.add_row(decided, outcome["rule"], words, Text(outcome["reason"]))
+    return Panel(table, title=f"[bold {colour}]{verdict.upper()} under {name}", border_style=colour)
+
+
 def estimate(value: Any) -> str:
     """A measured number with its interval and sample size, as far as they are known."""
     if value is None:

@@ -13,6 +13,7 @@ from service.api.schemas import PolicyList, PolicyResource, ScanVerdict
 from service.db import policies
 from service.db.models import PolicyVersion
 from service.domain.policy import Policy, judge
+from service.domain.report import Severity
 from service.problems import NoReport, PolicyNotFound
 
 router = APIRouter(tags=["policies"])
@@ -63,7 +64,7 @@ def list_policies(parts: PartsDep, principal: Reader) -> dict[str, Any]:
 )
 def read_policy(name: Name, parts: PartsDep, principal: Reader, version: Version = None) -> dict[str, Any]:
     """Every version that ever was can be read."""
-    return _resource(_find(parts, principal.tenant_id, name, version))
+    return _resource(find_policy(parts, principal.tenant_id, name, version))
 
 
 @router.get(
@@ -80,19 +81,23 @@ def read_verdict(
     principal: Reader,
     policy: Annotated[str | None, Query(pattern=_NAME, description="The default policy if left out")] = None,
     version: Version = None,
+    fail_on: Annotated[
+        Severity | None, Query(description="The severity that fails, instead of the policy's own")
+    ] = None,
 ) -> dict[str, Any]:
     """The verdict of the scan's report under a policy, and the rule that decided; nothing is scanned."""
     scan = find_scan(parts, principal, scan_id)
     if scan.report is None:
         raise NoReport(f"The scan is {scan.state}.")
-    if policy is None:
-        return {"policy": None, "version": None, **judge(scan.report, Policy()).model_dump()}
-    found = _find(parts, principal.tenant_id, policy, version)
-    judgement = judge(scan.report, Policy.model_validate(found.body))
-    return {"policy": found.name, "version": found.version, **judgement.model_dump()}
+    found = None if policy is None else find_policy(parts, principal.tenant_id, policy, version)
+    bars = Policy() if found is None else Policy.model_validate(found.body)
+    judgement = judge(scan.report, bars if fail_on is None else bars.model_copy(update={"fail_on": fail_on}))
+    named = {"policy": found and found.name, "version": found and found.version}
+    return named | judgement.model_dump()
 
 
-def _find(parts: Parts, tenant_id: str, name: str, version: int | None) -> PolicyVersion:
+def find_policy(parts: Parts, tenant_id: str, name: str, version: int | None) -> PolicyVersion:
+    """A version of a tenant's policy, the newest by default. Raises PolicyNotFound."""
     with parts.database.transaction() as session:
         found = policies.get_policy(session, tenant_id, name, version)
     if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft4Validator, FormatChecker
+from junitparser import Error, Failure, JUnitXml, Skipped
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
+from sarif.loader import load_sarif_file
 from sarif_pydantic import Sarif
 
 from service.domain.report import Report
@@ -20,6 +24,8 @@ from service.reports import FORMATS, media_types, render
 from service.reports.markdown import code, escape
 from tests.golden.reports import REPORTS, failing, hostile, inconclusive, passing
 from tests.golden.update import KEPT, path
+
+SARIF_SCHEMA = json.loads((Path(__file__).parent / "schemas" / "sarif-2.1.0.json").read_text())  # OASIS's own
 
 each_report = pytest.mark.parametrize("build", REPORTS.values(), ids=REPORTS.keys())
 
@@ -38,6 +44,25 @@ def test_rendering_is_the_kept_one(title: str, name: str) -> None:
 def test_sarif_fits_its_model(build: Any) -> None:
     log = Sarif.model_validate_json(text("sarif", build()))
     assert len(log.runs) == 1
+
+
+@each_report
+def test_sarif_fits_its_schema(build: Any) -> None:
+    validator = Draft4Validator(SARIF_SCHEMA, format_checker=FormatChecker())
+    assert [error.message for error in validator.iter_errors(json.loads(text("sarif", build())))] == []
+
+
+@each_report
+def test_sarif_reads_back_with_another_tool(build: Any, tmp_path: Path) -> None:
+    report, file = build(), tmp_path / "report.sarif"
+    file.write_bytes(render("sarif", report, {})[0])
+    log = load_sarif_file(str(file))
+    records = log.get_records()
+    undecided = report["verdict"] == "inconclusive"
+    assert log.get_distinct_tool_names() == ["sauscan"]
+    assert len(records) == len(report["findings"]) + undecided
+    assert {record["Severity"] for record in records} <= {"warning" if undecided else "error"}
+    assert all(record["Location"] and record["Code"] for record in records)
 
 
 @each_report
@@ -76,8 +101,17 @@ def test_cyclonedx_fits_its_schema(build: Any) -> None:
 
 
 @each_report
-def test_junit_is_well_formed(build: Any) -> None:
-    assert ElementTree.fromstring(text("junit", build())).tag == "testsuites"
+def test_junit_reads_back_with_its_counts(build: Any) -> None:
+    report = build()
+    (suite,) = JUnitXml.fromstring(render("junit", report, {})[0])
+    cases = list(suite)
+    results = [result for case in cases for result in case.result]
+    kinds = {kind: sum(isinstance(result, kind) for result in results) for kind in (Failure, Error, Skipped)}
+    assert kinds[Failure] == suite.failures >= len(report["findings"])
+    assert kinds[Error] == suite.errors == (report["verdict"] == "inconclusive")
+    assert kinds[Skipped] == suite.skipped == len(report["coverage"]["not_searched"])
+    assert suite.tests == len(cases)
+    assert {prop.name: prop.value for prop in suite.properties()}["verdict"] == report["verdict"]
 
 
 def test_hostile_text_stays_text_in_markdown() -> None:

@@ -118,6 +118,8 @@ def _write_results(request: ScanRequest, out: Path, behaviour: str) -> dict[str,
     report = _report(request, hashlib.sha256(cleaned).hexdigest(), hashlib.sha256(picture).hexdigest())
     if behaviour == "pass":
         report |= {"verdict": "pass", "findings": [], "unlearning": None, "summary": "Nothing was found."}
+    if behaviour == "medium":
+        report["findings"][0]["severity"] = "medium"
     if behaviour == "environment":
         report["environment"] = dict(os.environ)
     (out / "report.json").write_text(json.dumps(report))
