@@ -240,6 +240,41 @@ def report(
     raise typer.Exit(Exit.of(found["verdict"]))
 
 
+@app.command()
+def download(
+    scan_id: str,
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", file_okay=False)],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = DEFAULT_FOLDER,
+) -> None:
+    """Save everything that a scan published in a folder, with the signature over it."""
+    if folder.exists() and any(folder.iterdir()):
+        _give_up(f"{folder} is not empty: what lies there would not be covered by the signature.")
+    with _client(url, api_key, data) as client:
+        signed = steps.download(client, scan_id, folder)
+    if not signed:
+        notes.print("[yellow]not signed:[/] the service had no signing key when the scan ended")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="What `download` saved.", exists=True, file_okay=False)],
+    key: Annotated[
+        Path, typer.Option(help="Public key of the service, in PEM.", exists=True, dir_okay=False)
+    ],
+) -> None:
+    """Check a downloaded result against its signature. Exit status: 0 intact, 1 not, 2 not checked."""
+    from service.reports import signing  # takes a moment to import
+
+    try:
+        found = signing.verify(folder, key)
+    except (signing.UnusableKeyError, OSError) as error:
+        _give_up(str(error))
+    console.print(terminal.verification(found), soft_wrap=True)
+    raise typer.Exit(Exit.FAIL if found.faults else Exit.PASS)
+
+
 @app.command("list")
 def list_scans(
     limit: Annotated[int, typer.Option(min=1)] = 20,

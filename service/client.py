@@ -176,6 +176,30 @@ class Client:
         partial.replace(target)
         return target, digest
 
+    def files(self, scan_id: str) -> list[dict[str, Any]]:
+        """The published files of a scan: path, sha256, size, media_type, href."""
+        found: list[dict[str, Any]] = self._json("GET", f"/scans/{scan_id}/files")["files"]
+        return found
+
+    def download(self, file: Mapping[str, Any], folder: Path, on_bytes: OnBytes | None = None) -> Path:
+        """Save one of `files` under its path below a folder; returns where. Raises DigestMismatchError."""
+        target: Path = (folder / file["path"]).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise DigestMismatchError(f"the service names a file outside of the folder: {file['path']}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.partial")
+        with self._stream("GET", file["href"]) as response:
+            digest = _save(response, partial, on_bytes)
+        if digest != file["sha256"]:
+            partial.unlink()
+            raise DigestMismatchError(f"{file['path']} has SHA-256 {digest}, not {file['sha256']}")
+        partial.replace(target)
+        return target
+
+    def signing_key(self) -> bytes:
+        """The service's public key, in PEM."""
+        return self._send("GET", "/signing-key").content
+
     def _events(self, scan_id: str, last_event: str | None) -> Iterator[httpx2.ServerSentEvent]:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event} if last_event else {})}
         with (

@@ -8,6 +8,7 @@ of an embedded server, so there is one code path from a laptop to a cluster.
     FOLDER/blobs, scratch        models and pictures; work in progress
     FOLDER/logs, run             output and process files of the children
     FOLDER/connection.json       URL and API key, read by the other commands; only its owner may read it
+    FOLDER/signing-key.pem       signs results, only its owner may read it; beside it the public key
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from sqlalchemy.exc import OperationalError
 from service.connection import DEFAULT_FOLDER, Connection, write_private
 from service.db import migrate, tenants
 from service.db.session import Database
+from service.reports import signing
 from service.supervisor import Service, Supervisor, exclusive
 
 DEFAULT_PORT = 8000
@@ -104,6 +106,7 @@ class Stack:
             "SAUSCAN_CLIP_PATH": None if self._options.clip is None else str(self._options.clip.resolve()),
             "SAUSCAN_DEVICE": self._options.device,
         }
+        signing_key = os.environ.get("SAUSCAN_SIGNING_KEY") or str(_signing_key(self._folder))
         return {
             **_ONE_MACHINE,
             **os.environ,
@@ -111,6 +114,7 @@ class Stack:
             "SAUSCAN_DATABASE_URL": database_url,
             "SAUSCAN_REDIS_URL": redis_url,
             "SAUSCAN_DATA_DIR": str(self._folder),
+            "SAUSCAN_SIGNING_KEY": signing_key,
         }
 
     def _port(self) -> int:
@@ -180,6 +184,15 @@ def _secrets(folder: Path) -> dict[str, str]:
         write_private(path, json.dumps({name: secrets.token_urlsafe(24) for name in ("postgres", "valkey")}))
     found: dict[str, str] = json.loads(path.read_text())
     return found
+
+
+def _signing_key(folder: Path) -> Path:
+    """The folder's private key, made at the first start; the public one is written beside it."""
+    private = folder / "signing-key.pem"
+    if not private.exists():
+        write_private(private, signing.new_private_key())
+    (folder / "signing-key.pub.pem").write_bytes(signing.Signer(private).public_key)
+    return private
 
 
 def _valkey_configuration(data: Path, port: int, password: str) -> str:

@@ -21,6 +21,7 @@ from service.api import (
     logs,
     policies,
     scans,
+    signatures,
     submissions,
 )
 from service.api.deps import Parts
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database=Database(settings.database_url, pool_size=settings.database_pool_size),
         blobs=open_blobs(settings),
     )
+    _ = parts.signer  # a key that cannot be used is found out now, and not by the first scan that ends
     app = FastAPI(
         title="sauscan",
         version=parts.engine_version,
@@ -55,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.parts = parts
     errors.install(app)
-    for module in (submissions, blobs, scans, events, artifacts, policies, keys, audit, health):
+    for module in (submissions, blobs, scans, events, artifacts, signatures, policies, keys, audit, health):
         app.include_router(module.router)
     pages.mount(app)
     health.install_metrics(app, parts)

@@ -2,8 +2,8 @@
 
     Problem
     ├── Unauthenticated 401 · Forbidden 403
-    ├── NotFound 404: ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence
-    │                 PolicyNotFound · KeyNotFound
+    ├── NotFound 404: ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence · NotSigned
+    │                 NoSigningKey · PolicyNotFound · KeyNotFound
     ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · Gone 410 · RangeNotSatisfiable 416
     ├── Conflict 409: ScanFinished · ScanActive
     ├── InvalidRequest 422 · IdempotencyKeyReused 422 · RateLimited 429 · QuotaExceeded 429
@@ -105,6 +105,14 @@ class NoModel(NotFound):
 
 class NoEvidence(NotFound):
     code, title = "no-evidence", "The scan has no evidence of that name"
+
+
+class NotSigned(NotFound):
+    code, title = "not-signed", "The result of this scan is not signed"
+
+
+class NoSigningKey(NotFound):
+    code, title = "no-signing-key", "This service signs nothing"
 
 
 class MethodNotAllowed(Problem):

@@ -30,6 +30,10 @@ class Settings(BaseSettings):
         description="credentials and endpoint of `blob_url`, as JSON: aws_endpoint, aws_access_key_id, …",
     )
 
+    signing_key: Path | None = Field(
+        None, description="PEM file of the private EC key that signs results; None signs nothing"
+    )
+
     clip_path: Path | None = Field(
         None, description="folder of a CLIP model: the independent witness of every scan"
     )

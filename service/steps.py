@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client, packed
+from service.domain.results import SIGNATURE_NAME
 from service.terminal import Stages, Transfer, console, notes
 
 REPORTS = ("json", "html")
@@ -43,3 +44,13 @@ def save(client: Client, scan: dict[str, Any], out: Path) -> Path | None:
         path, digest = client.download_model(scan["id"], out, on_bytes=transfer.show)
     console.print(f"saved {path}\nsha256 {digest}, as the service's header says")
     return path
+
+
+def download(client: Client, scan_id: str, out: Path) -> bool:
+    """Save all that a scan published, and nothing else, in an empty folder; returns whether it is signed."""
+    files = client.files(scan_id)
+    with Transfer(console, "fetching") as transfer:
+        for file in files:
+            client.download(file, out, on_bytes=transfer.show)
+    console.print(f"saved {len(files)} files in {out}")
+    return any(file["path"] == SIGNATURE_NAME for file in files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -22,6 +22,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from service.client import ApiError
+
+if TYPE_CHECKING:
+    from service.reports.signing import Verification
 
 console = Console()
 """Where results go."""
@@ -222,6 +225,14 @@ def scan_table(scans: Iterable[Mapping[str, Any]]) -> Table:
 
 
 _ADVICE = ("expected", "limit", "supported", "remedy")
+
+
+def verification(found: Verification) -> Text:
+    """What became of a signed result: one line a file that is not as it was signed, or one for all."""
+    if not found.faults:
+        return Text(f"intact: {found.scan}, {len(found.covered)} files as they were signed", style="green")
+    lines = (f"{fault.what:<8} {visible(fault.name)}  {fault.reason}".rstrip() for fault in found.faults)
+    return Text("\n".join(lines), style="red")
 
 
 def _fault(item: Mapping[str, Any]) -> Text:

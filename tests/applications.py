@@ -19,6 +19,7 @@ from service.db import scans, tenants
 from service.db.scans import ArtifactRecord
 from service.db.session import Database
 from service.main import create_app
+from service.publication import open_signer, publication
 from service.settings import Settings
 from service.storage.blobs import open_blobs
 
@@ -137,9 +138,13 @@ def finish(database: Database, settings: Settings, tmp_path: Path) -> Finish:
         records = [store("evidence", name, body, "image/png") for name, body in (evidence or {}).items()]
         if model is not None:
             records.append(store("model", "cleaned.safetensors", model, "application/octet-stream"))
+        made = publication(scan_id, report, records, blobs, open_signer(settings))
         with database.transaction() as session:
             claim = scans.claim(session, scan_id, "test", 60)
             assert claim is not None
-            assert scans.publish(session, scan_id, claim.attempt, str(report["verdict"]), report, records)
+            verdict = str(report["verdict"])
+            assert scans.publish(
+                session, scan_id, claim.attempt, verdict, report, made.files, signed_by=made.signed_by
+            )
 
     return finish

@@ -59,7 +59,14 @@ def prepare(claim: Claim, settings: Settings, blobs: BlobStore, scratch: Path) -
             memory_bytes=settings.job_memory_bytes,
         ),
         parent=os.getpid(),
+        hidden=_hidden(settings),
     )
+
+
+def _hidden(settings: Settings) -> tuple[str, ...]:
+    """What a job must not read, even where programs are: keys, passwords, other people's models."""
+    secrets = (settings.data_dir, settings.signing_key)
+    return tuple(str(path.resolve()) for path in secrets if path is not None)
 
 
 def read_report(out: Path, claim: Claim) -> dict[str, Any]:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
+from sqlalchemy.orm import Session
 
+from service import publication
 from service.db import scans
-from service.db.scans import ArtifactRecord, Claim
+from service.db.scans import Claim
+from service.publication import Publication
+from service.reports.signing import Signer
 from service.settings import Settings
 from service.storage.blobs import BlobMissingError, BlobStore
 from worker import artifacts
@@ -25,13 +30,19 @@ _PROGRESS_SECONDS = 1.0
 
 
 class Attempt:
-    """Runs the job of a claimed scan in the sandbox and settles the scan's row."""
+    """Runs the job of a claimed scan in the sandbox and settles the scan's row.
 
-    def __init__(self, claim: Claim, lease: Lease, settings: Settings, blobs: BlobStore) -> None:
+    The signer stays in this process: the job's child, which reads the stranger's file, never has it.
+    """
+
+    def __init__(
+        self, claim: Claim, lease: Lease, settings: Settings, blobs: BlobStore, signer: Signer | None
+    ) -> None:
         self._claim = claim
         self._lease = lease
         self._settings = settings
         self._blobs = blobs
+        self._signer = signer
         self._measures: list[str] = []
         self._shown = ("", 0.0)
         self._log = structlog.get_logger(__name__).bind(scan_id=claim.scan_id, attempt=claim.attempt)
@@ -75,8 +86,8 @@ class Attempt:
         return self._settle(f"failed: {code}", scans.fail, {"code": code, "detail": detail})
 
     def _refuse(self, error: JobRefusedError) -> str:
-        report = artifacts.refusal(self._claim, error.code, error.detail)
-        return self._settle(f"refused: {error.code}", scans.publish, "inconclusive", report, ())
+        self._publish(artifacts.refusal(self._claim, error.code, error.detail), None)
+        return f"refused: {error.code}"
 
     def _scan(self) -> str:
         with artifacts.scratch_folder(self._settings, self._claim) as scratch:
@@ -84,11 +95,25 @@ class Attempt:
             run_job(job, on_message=self._on_message, check=self._lease.check)
             report = artifacts.read_report(job.out, self._claim)
             self._settle("renewed", scans.renew_lease, self._settings.lease_seconds)
-            return self._publish(report, artifacts.store(job.out, self._claim, self._blobs))
+            report = {**report, "static": self._claim.static or None, "sandbox": self._measures}
+            return self._publish(report, job.out)
 
-    def _publish(self, report: dict[str, Any], files: Sequence[ArtifactRecord]) -> str:
-        report = {**report, "static": self._claim.static or None, "sandbox": self._measures}
-        return self._settle(report["verdict"], scans.publish, report["verdict"], report, files)
+    def _publish(self, report: dict[str, Any], out: Path | None) -> str:
+        """Store and sign the result, then show it. out: the job's folder, if it left more than a report."""
+
+        def make() -> Publication:
+            files = [] if out is None else artifacts.store(out, self._claim, self._blobs)
+            return publication.publication(self._claim.scan_id, report, files, self._blobs, self._signer)
+
+        made = make()
+
+        def show(session: Session, scan_id: str, attempt: int) -> bool:
+            held = publication.held(session, made, self._blobs, make)
+            return scans.publish(
+                session, scan_id, attempt, report["verdict"], report, held.files, signed_by=held.signed_by
+            )
+
+        return self._settle(report["verdict"], show)
 
     def _on_message(self, kind: str, content: Any) -> None:
         if kind == "confined":

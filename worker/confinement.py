@@ -17,7 +17,7 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,10 +42,18 @@ _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/opt", "/proc", "/sys", "/
 
 
 def confine(
-    *, scratch: Path, inputs: Iterable[Path], max_file_bytes: int, memory_bytes: int | None, parent: int
+    *,
+    scratch: Path,
+    inputs: Iterable[Path],
+    hidden: Sequence[Path],
+    max_file_bytes: int,
+    memory_bytes: int | None,
+    parent: int,
 ) -> list[str]:
     """Give up everything that a job does not need; returns the measures that hold.
 
+    hidden: resolved paths that stay unreadable even where programs may be read. scratch and inputs may be
+    inside of one.
     Call it while the process has one thread: a user namespace can't be entered with more.
     """
     if sys.platform != "linux":
@@ -58,7 +66,9 @@ def confine(
     measures = ["limits", "no-new-privileges"]
     if no_network:
         measures.append("no-network")
-    if _landlock(libc, readable=[*_readable(), *inputs], writable=[scratch, Path("/dev")]):
+    programs = [part for path in _readable() for part in _without(path, hidden)]
+    devices = _without(Path("/dev"), hidden)
+    if _landlock(libc, readable=[*programs, *inputs], writable=[scratch, *devices]):
         measures.append("landlock")
     return measures
 
@@ -100,6 +110,25 @@ def _readable() -> list[Path]:
     """Where the interpreter, its packages, this one, the system's libraries and devices are."""
     python = [sys.prefix, sys.base_prefix, *(entry for entry in sys.path if entry)]
     return [*map(Path, (*_SYSTEM, *python)), Path(__file__).parent]
+
+
+def _without(path: Path, hidden: Sequence[Path]) -> Iterator[Path]:
+    """The path, or so much of what is in it as leaves out what is hidden."""
+    place = path.resolve()
+    if not any(secret.is_relative_to(place) for secret in hidden):
+        yield path
+        return
+    if place not in hidden:
+        for part in _entries(place):
+            yield from _without(part, hidden)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, without links: a rule about a link would be one about its target."""
+    try:
+        return [part for part in sorted(folder.iterdir()) if not part.is_symlink()]
+    except OSError:
+        return []
 
 
 def _landlock(libc: ctypes.CDLL, *, readable: Iterable[Path], writable: Iterable[Path]) -> bool:

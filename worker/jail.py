@@ -42,6 +42,7 @@ class Job:
     engine: "module:function", called with (request, out, on_progress); its files go to scratch/out. The
     module's `ScanRequest` is the type of the request.
     parent: the process that watches; the job dies with it.
+    hidden: files and folders that stay unreadable, wherever they are; the job's own are still there for it.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Job:
     scratch: Path
     limits: Limits
     parent: int
+    hidden: tuple[str, ...] = ()
 
     @property
     def out(self) -> Path:
@@ -82,6 +84,7 @@ def _confine(job: Job) -> list[str]:
     return confine(
         scratch=job.scratch,
         inputs=inputs,
+        hidden=[Path(path) for path in job.hidden],
         max_file_bytes=job.limits.max_file_bytes,
         memory_bytes=job.limits.memory_bytes,
         parent=job.parent,

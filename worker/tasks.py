@@ -12,6 +12,8 @@ from sqlalchemy.exc import OperationalError
 
 from service.db import scans
 from service.db.session import Database
+from service.publication import open_signer
+from service.reports.signing import Signer
 from service.settings import Settings, get_settings
 from service.storage.blobs import BlobStore, open_blobs
 from worker.attempt import Attempt
@@ -24,15 +26,16 @@ _CLAIM_RETRY_SECONDS = 5
 
 
 @cache
-def _resources() -> tuple[Settings, Database, BlobStore]:
+def _resources() -> tuple[Settings, Database, BlobStore, Signer | None]:
     settings = get_settings()
-    return settings, Database(settings.database_url, pool_size=2), open_blobs(settings)
+    database = Database(settings.database_url, pool_size=2)
+    return settings, database, open_blobs(settings), open_signer(settings)
 
 
 @app.task(name="scan.run", bind=True, max_retries=None)
 def run_scan(task: Task, scan_id: str) -> None:
     """Run the next attempt of a scan; a scan that is not to be had (a repeated message) costs one query."""
-    settings, database, blobs = _resources()
+    settings, database, blobs, signer = _resources()
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
         with database.transaction() as session:
@@ -45,4 +48,4 @@ def run_scan(task: Task, scan_id: str) -> None:
         _log.info("scan not to be had", scan_id=scan_id)
         return
     with Lease(database, claim, settings) as lease:
-        Attempt(claim, lease, settings, blobs).run()
+        Attempt(claim, lease, settings, blobs, signer).run()

@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from service import publication
 from service.api.audit import note
 from service.api.deps import Parts
 from service.api.schemas import SubmissionFields
-from service.db import submissions
+from service.db import scans, submissions
 from service.db.models import Scan
 from service.db.quotas import ActiveScansExceededError, Quota, StoredBytesExceededError
 from service.db.submissions import KeyReusedError, Submission
@@ -19,6 +20,7 @@ from service.db.tenants import Principal
 from service.domain import static_report
 from service.domain.options import ScanOptions, canonical, config_hash
 from service.problems import IdempotencyKeyReused, QuotaExceeded, UnknownBlob
+from service.publication import Publication
 from service.storage.intake import Received
 from service.storage.preflight import preflight
 
@@ -48,7 +50,7 @@ def accept(parts: Parts, wish: Wish, received: Received) -> tuple[Scan, bool]:
     submission = _submission(parts, wish, received.sha256, static, size=received.size)
     with parts.database.transaction() as session:
         submissions.lock_blob(session, received.sha256)
-        created = _create(session, wish, submission)
+        created = _create(parts, session, wish, submission)
         if submission.decided is None:  # the bytes of a file that is never loaded are not kept
             submissions.register_blob(
                 session,
@@ -69,10 +71,10 @@ def scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
         blob = submissions.get_blob(session, wish.principal.tenant_id, sha256)
         if blob is None:
             raise UnknownBlob(f"Upload the file; nothing with the SHA-256 {sha256} is here.")
-        return _create(session, wish, _submission(parts, wish, sha256, blob.static, size=0))
+        return _create(parts, session, wish, _submission(parts, wish, sha256, blob.static, size=0))
 
 
-def _create(session: Session, wish: Wish, submission: Submission) -> tuple[Scan, bool]:
+def _create(parts: Parts, session: Session, wish: Wish, submission: Submission) -> tuple[Scan, bool]:
     try:
         scan, reused = submissions.create_scan(session, submission)
     except KeyReusedError as error:
@@ -82,7 +84,21 @@ def _create(session: Session, wish: Wish, submission: Submission) -> tuple[Scan,
     except StoredBytesExceededError as error:
         raise QuotaExceeded("Delete scans that are not needed.", headers={"Retry-After": "3600"}) from error
     note(session, wish.principal, "scan.submitted", scan.id, sha256=scan.blob_sha256, reused=reused)
+    if submission.decided is not None and not reused:
+        _publish(parts, session, scan, submission.decided)
     return scan, reused
+
+
+def _publish(parts: Parts, session: Session, scan: Scan, report: dict[str, Any]) -> None:
+    """Store and sign the report of a scan that needs no worker."""
+
+    def make() -> Publication:
+        return publication.publication(scan.id, report, (), parts.blobs, parts.signer)
+
+    held = publication.held(session, make(), parts.blobs, make)
+    scans.add_artifacts(session, scan.id, held.files)
+    scan.signed_by = held.signed_by
+    session.flush()
 
 
 def _submission(parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *, size: int) -> Submission:

@@ -101,8 +101,7 @@ async def _report(parts: Parts, principal: Principal, scan_id: str, name: str) -
     scan = await run_in_threadpool(find_scan, parts, principal, scan_id)
     if scan.report is None:
         raise NoReport(f"The scan is {scan.state}.")
-    evidence = await _pictures(parts, scan) if name == "html" else {}
-    body, media_type = await run_in_threadpool(render, name, scan.report, evidence, title=scan.filename)
+    body, media_type = await _rendered(parts, scan, scan.report, name)
     headers = {
         "Content-Disposition": f'inline; filename="{FORMATS[name].file_name}"',
         "Content-Security-Policy": _PAGE_POLICY,
@@ -111,6 +110,21 @@ async def _report(parts: Parts, principal: Principal, scan_id: str, name: str) -
         "X-Content-Type-Options": "nosniff",
     }
     return Response(body, media_type=media_type, headers=headers)
+
+
+async def _rendered(parts: Parts, scan: Scan, report: dict[str, Any], name: str) -> tuple[bytes, str]:
+    """JSON is the bytes that were signed; a scan of a release before there were any has its row alone."""
+    if name == "json":
+        kept = await run_in_threadpool(_kept_report, parts, scan.id)
+        if kept is not None:
+            return await _read_all(parts, kept), kept.media_type
+    evidence = await _pictures(parts, scan) if name == "html" else {}
+    return await run_in_threadpool(render, name, report, evidence, title=scan.filename)
+
+
+def _kept_report(parts: Parts, scan_id: str) -> Artifact | None:
+    with parts.database.transaction() as session:
+        return scans.get_artifact(session, scan_id, "report")
 
 
 async def _pictures(parts: Parts, scan: Scan) -> dict[str, bytes]:

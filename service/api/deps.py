@@ -20,6 +20,8 @@ from service.db.models import Scan
 from service.db.session import Database
 from service.db.tenants import Principal
 from service.problems import Forbidden, Gone, ScanNotFound, Unauthenticated
+from service.publication import open_signer
+from service.reports.signing import Signer
 from service.settings import Settings
 from service.storage.blobs import BlobStore
 from service.web.session import cookie_token
@@ -38,6 +40,11 @@ class Parts:
     def rate_limit(self) -> RateLimit:
         """The counter of requests."""
         return RateLimit(self.settings)
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs results; None if no key is set. Raises UnusableKeyError."""
+        return open_signer(self.settings)
 
     @cached_property
     def engine_version(self) -> str:

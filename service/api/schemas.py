@@ -45,6 +45,7 @@ class ScanResource(BaseModel):
                     "options": {"budget": "standard", "seed": 0, "cleanse": True, "prompts": None},
                     "engine_version": "0.1.0",
                     "error": None,
+                    "signed_by": None,
                     "created_at": "2026-11-24T17:00:00Z",
                     "started_at": "2026-11-24T17:00:01Z",
                     "finished_at": None,
@@ -66,6 +67,10 @@ class ScanResource(BaseModel):
     options: ScanOptions
     engine_version: str
     error: ScanError | None
+    signed_by: Annotated[
+        str | None,
+        Field(description="SHA-256 of the public key whose signature covers the result; null: not signed"),
+    ]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -111,6 +116,22 @@ class SubmissionBody(BaseModel):
     source: KnownFile
     options: ScanOptions = ScanOptions()
     force: bool = False
+
+
+class ResultFile(BaseModel):
+    """One published file. `path`: where it lies in the signed folder; `href`: where to get it."""
+
+    path: str
+    sha256: str
+    size: int
+    media_type: str
+    href: str
+
+
+class ResultFiles(BaseModel):
+    """Everything that a scan published and that still is there."""
+
+    files: list[ResultFile]
 
 
 class Readiness(BaseModel):
@@ -213,8 +234,10 @@ def links(scan: Scan) -> dict[str, str]:
     base = f"/scans/{scan.id}"
     found = {"self": base, "events": f"{base}/events"}
     if scan.report is not None:
-        found |= {"report": f"{base}/report"}
-        if (scan.report.get("unlearning") or {}).get("cleaned_sha256"):
+        found |= {"report": f"{base}/report", "files": f"{base}/files"}
+        if scan.signed_by is not None:
+            found |= {"signature": f"{base}/signature", "signing_key": "/signing-key"}
+        if scan.model_removed_at is None and (scan.report.get("unlearning") or {}).get("cleaned_sha256"):
             found |= {"model": f"{base}/model"}
     if scan.state in (State.QUEUED, State.RUNNING):
         found |= {"cancel": f"{base}/cancel"}
@@ -225,7 +248,7 @@ def resource(scan: Scan) -> dict[str, Any]:
     """The fields of a `ScanResource`."""
     plain = (
         "id", "state", "verdict", "stage", "progress", "attempt", "cancel_requested", "filename", "options",
-        "engine_version", "error", "created_at", "started_at", "finished_at",
+        "engine_version", "error", "signed_by", "created_at", "started_at", "finished_at",
     )  # fmt: skip
     return {name: getattr(scan, name) for name in plain} | {"sha256": scan.blob_sha256, "links": links(scan)}
 

@@ -21,14 +21,15 @@ class Json(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Any) -> Any:
         """The value as it can be stored."""
-        return _storable(value)
+        return storable(value)
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """The value with stand-ins for what PostgreSQL refuses; a value without such comes back equal."""
     if isinstance(value, str):
         return value.translate(_UNSTORABLE)
     if isinstance(value, dict):
-        return {_storable(key): _storable(item) for key, item in value.items()}
+        return {storable(key): storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_storable(item) for item in value]
+        return [storable(item) for item in value]
     return value

@@ -96,6 +96,8 @@ class Scan(Base):
     error: Mapped[dict[str, Any] | None]
     static: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any] | None]
+    signed_by: Mapped[str | None]
+    model_removed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     queued_at: Mapped[datetime | None]
     announced_at: Mapped[datetime | None]
@@ -135,7 +137,10 @@ class ScanEvent(Base):
 
 
 class Artifact(Base):
-    """A published file of a scan: the cleaned model or one evidence picture. Its bytes are a blob."""
+    """A published file of a scan; its bytes are a blob.
+
+    The report, the cleaned model, one evidence picture, or the signature over these.
+    """
 
     __tablename__ = "artifacts"
 
@@ -146,7 +151,7 @@ class Artifact(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]
 
-    __table_args__ = (CheckConstraint("kind IN ('model', 'evidence')", name="kind"),)
+    __table_args__ = (CheckConstraint("kind IN ('report', 'model', 'evidence', 'signature')", name="kind"),)
 
 
 class Outbox(Base):

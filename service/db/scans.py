@@ -36,7 +36,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """A file whose bytes are already in the blob store. kind: "model" or "evidence"."""
+    """A file whose bytes are in the blob store. kind: "report", "model", "evidence" or "signature"."""
 
     kind: str
     name: str
@@ -261,15 +261,26 @@ def publish(
     verdict: str,
     report: dict[str, Any],
     artifacts: Sequence[ArtifactRecord] = (),
+    *,
+    signed_by: str | None = None,
 ) -> bool:
-    """The one write that shows a result. False, publishing nothing, if the attempt is no longer ours."""
-    if not _leave(session, scan_id, attempt, State.SUCCEEDED, verdict=verdict, report=report, progress=1.0):
+    """The one write that shows a result. False, publishing nothing, if the attempt is no longer ours.
+
+    signed_by: fingerprint of the key whose signature is among the artifacts.
+    """
+    values = {"verdict": verdict, "report": report, "progress": 1.0, "signed_by": signed_by}
+    if not _leave(session, scan_id, attempt, State.SUCCEEDED, **values):
         return False
+    add_artifacts(session, scan_id, artifacts)
+    return True
+
+
+def add_artifacts(session: Session, scan_id: str, artifacts: Sequence[ArtifactRecord]) -> None:
+    """Show these files as the scan's."""
     if artifacts:
         session.execute(
             insert(Artifact), [{"scan_id": scan_id, **asdict(artifact)} for artifact in artifacts]
         )
-    return True
 
 
 def fail(session: Session, scan_id: str, attempt: int, error: dict[str, Any]) -> bool:

@@ -48,6 +48,9 @@ class BlobStore(Protocol):
     def put(self, path: Path) -> tuple[str, int]:
         """Copy a file in; returns its hash and size in bytes."""
 
+    def put_bytes(self, content: bytes) -> str:
+        """Store bytes; returns their hash."""
+
     def exists(self, sha256: str) -> bool:
         """True if the bytes are there."""
 
@@ -86,6 +89,13 @@ class FolderBlobs:
         self.adopt(Path(copy.name), sha256)
         return sha256, size
 
+    def put_bytes(self, content: bytes) -> str:
+        with tempfile.NamedTemporaryFile(dir=self.scratch, delete=False) as file:
+            file.write(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        self.adopt(Path(file.name), sha256)
+        return sha256
+
     def exists(self, sha256: str) -> bool:
         return (self.root / blob_path(sha256)).is_file()
 
@@ -116,6 +126,11 @@ class BucketBlobs:
         sha256 = file_sha256(path)
         obstore.put(self._store, blob_path(sha256), path)
         return sha256, path.stat().st_size
+
+    def put_bytes(self, content: bytes) -> str:
+        sha256 = hashlib.sha256(content).hexdigest()
+        obstore.put(self._store, blob_path(sha256), content)
+        return sha256
 
     def exists(self, sha256: str) -> bool:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -31,6 +33,16 @@ def test_a_stranger_submits_a_model(stack: Stack, checkpoint: Path, tmp_path: Pa
     assert "<html" in (out / "report.html").read_text()
     assert (out / "suspect-cleaned.safetensors").read_bytes() == b"cleaned" + checkpoint.read_bytes()
 
+    scan_id = stack.sauscan("submit", str(checkpoint)).stdout.strip()
+    result, key = str(tmp_path / "result"), str(stack.folder / "signing-key.pub.pem")
+    assert (stack.folder / "signing-key.pem").stat().st_mode & 0o777 == 0o600
+    assert stack.sauscan("download", scan_id, result).returncode == 0
+    assert stack.sauscan("download", scan_id, result).returncode == 2  # it is not empty now
+    assert verify(result, key).returncode == 0
+    (tmp_path / "result" / "report.json").write_text("{}")
+    altered = verify(result, key)
+    assert (altered.returncode, altered.stdout.split()) == (1, ["altered", "report.json"])
+
     again = stack.sauscan("submit", str(checkpoint))
     assert "answered by an earlier scan" in again.stderr
     assert again.stdout.startswith("scn_")
@@ -48,6 +60,12 @@ def test_a_stranger_submits_a_model(stack: Stack, checkpoint: Path, tmp_path: Pa
     refused = stack.sauscan("submit", str(checkpoint), "--wait")
     assert (refused.returncode, "unsupported-format" in refused.stderr) == (2, True)
     assert "crash" not in stack.sauscan("list").stderr
+
+
+def verify(folder: str, key: str) -> subprocess.CompletedProcess[str]:
+    """Run `sauscan verify`, which needs no service."""
+    command = [sys.executable, "-m", "service.cli", "verify", folder, "--key", key]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.fault_case(8)

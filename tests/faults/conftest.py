@@ -17,11 +17,13 @@ import psutil
 import pytest
 import redis
 
+from service.connection import write_private
 from service.db import scans, submissions, tenants
 from service.db.events import after
 from service.db.models import Artifact, Scan, ScanEvent
 from service.db.session import Database
 from service.db.submissions import Submission
+from service.reports import signing
 from service.settings import Settings
 from service.storage.blobs import open_blobs
 from tests.worker.stub_engine import stub_checkpoint
@@ -63,6 +65,8 @@ class Deployment:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs: dict[int, Path] = {}
         self._count = 0
+        self.signing_key = folder / "signing-key.pem"
+        write_private(self.signing_key, signing.new_private_key())
         with self.database.transaction() as session:
             self.tenant_id = tenants.ensure_tenant(session, "acme")
 
@@ -86,6 +90,7 @@ class Deployment:
             "SAUSCAN_DATABASE_URL": self.settings.database_url,
             "SAUSCAN_REDIS_URL": self.settings.redis_url,
             "SAUSCAN_DATA_DIR": str(self.settings.data_dir),
+            "SAUSCAN_SIGNING_KEY": str(self.signing_key),
             "PYTHONPATH": str(REPOSITORY),
         }
         path = self.folder / f"{self._count}.log"

@@ -16,7 +16,8 @@ def assert_published_once(deployment: Deployment, scan_id: str, *, attempt: int)
     scan = deployment.scan(scan_id)
     assert (scan.state, scan.verdict, scan.attempt) == ("succeeded", "fail", attempt)
     assert [state for _, state in deployment.states(scan_id)].count("succeeded") == 1
-    assert [artifact.kind for artifact in deployment.artifacts(scan_id)] == ["evidence", "model"]
+    kinds = [artifact.kind for artifact in deployment.artifacts(scan_id)]
+    assert kinds == ["evidence", "model", "report", "signature"]
     assert scan.report is not None
     assert "no-new-privileges" in scan.report["sandbox"]
     until(lambda: not deployment.scratch(), what="scratch folders swept")

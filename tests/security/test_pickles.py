@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import struct
 import zipfile
@@ -147,14 +148,15 @@ def test_dangerous_file_fails_and_is_never_loaded(
     assert checked.findings[0].rule == RULES.get(name, "file.pickle-imports")
     assert checked.coverage.not_searched
     assert not canary.exists()
-    assert_nothing_left(database, settings)
+    assert_only_reports_are_left(database, settings)
 
 
-def assert_nothing_left(database: Database, settings: Settings) -> None:
+def assert_only_reports_are_left(database: Database, settings: Settings) -> None:
     """No worker will ever hear of the scan, and the bytes are not kept."""
     with database.transaction() as session:
         assert list(outbox.claim_batch(session)) == []
-    assert [path for path in settings.data_dir.rglob("*") if path.is_file()] == []
+    for kept in (path for path in settings.data_dir.rglob("*") if path.is_file()):
+        assert json.loads(kept.read_bytes())["schema_version"] == "1"
 
 
 def test_the_payload_is_real(canary: Path) -> None:
@@ -186,7 +188,7 @@ def test_harmless_pickle_is_inconclusive_and_says_why(
         report = client.get(f"/scans/{scan['id']}/report").json()
         assert report["problem"]["code"] == "pickle-not-accepted"
         assert report["findings"] == []
-    assert_nothing_left(database, settings)
+    assert_only_reports_are_left(database, settings)
 
 
 def test_harmless_safetensors_is_no_polyglot(client: TestClient) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,28 @@ def test_the_real_engine_starts_in_its_confinement(tmp_path: Path) -> None:
     with pytest.raises(JobRefusedError) as refusal:
         run_job(job, on_message=nothing, check=nothing)
     assert refusal.value.code == "safetensors-header-too-large"
+
+
+@pytest.mark.parametrize("place", ["keys/private.pem", "data"])
+def test_a_secret_among_programs_stays_unread(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A data folder in a source tree: the tree is readable to a job, what is hidden in it is not."""
+    tree = tmp_path / "tree"
+    for folder in ("keys", "data", "package"):
+        (tree / folder).mkdir(parents=True)
+        (tree / folder / "private.pem").write_text("secret")
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}{os.pathsep}{tree}")
+    measures: list[str] = []
+
+    def attempt(target: str) -> None:
+        job = make_job(behaviour=f"read:{tree / target / 'private.pem'}")
+        job = replace(job, hidden=(str(tree / place),))
+        run_job(job, on_message=lambda kind, content: measures.extend(content), check=nothing)
+        shutil.rmtree(job.scratch)
+
+    attempt("package")
+    if "landlock" not in measures:
+        pytest.skip("this kernel does not permit landlock")
+    with pytest.raises(JobFailedError, match="sandbox-denied"):
+        attempt(place.partition("/")[0])
