@@ -23,6 +23,7 @@ from service.api import (
     scans,
     signatures,
     submissions,
+    uploads,
 )
 from service.api.deps import Parts
 from service.api.schemas import MultipartSubmission, SubmissionBody
@@ -57,7 +58,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.parts = parts
     errors.install(app)
-    for module in (submissions, blobs, scans, events, artifacts, signatures, policies, keys, audit, health):
+    routed = (
+        submissions, uploads, blobs, scans, events, artifacts, signatures, policies, keys, audit, health,
+    )  # fmt: skip
+    for module in routed:
         app.include_router(module.router)
     pages.mount(app)
     health.install_metrics(app, parts)

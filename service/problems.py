@@ -3,14 +3,17 @@
     Problem
     ├── Unauthenticated 401 · Forbidden 403
     ├── NotFound 404: ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence · NotSigned
-    │                 NoSigningKey · PolicyNotFound · KeyNotFound
+    │                 NoSigningKey · PolicyNotFound · KeyNotFound · UploadNotFound
     ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · Gone 410 · RangeNotSatisfiable 416
-    ├── Conflict 409: ScanFinished · ScanActive
+    ├── Conflict 409: ScanFinished · ScanActive · UploadOffsetMismatch · UploadUnfinished
+    ├── UnsupportedTusVersion 412 · UploadLocked 423
     ├── InvalidRequest 422 · IdempotencyKeyReused 422 · RateLimited 429 · QuotaExceeded 429
     ├── DestinationRefused 422 · DestinationUnresolved 422
     ├── bad uploads
     │   ├── EmptyUpload · UploadIncomplete · InvalidDigest · DigestMismatch · MalformedMultipart   400
-    │   ├── UploadTooLarge 413 · UnsupportedFormat 415 · UnsupportedEncoding 415 · InsufficientStorage 507
+    │   ├── InvalidUploadMetadata · UploadOverflow   400
+    │   ├── UploadTooLarge 413 · UnsupportedFormat 415 · UnsupportedEncoding 415 · UnsupportedMediaType 415
+    │   ├── InsufficientStorage 507
     │   ├── MalformedSafetensors 422: SafetensorsTruncated · SafetensorsHeaderTooLarge · TooManyTensors
     │   ├── UnsafeArchive 422: UnsafePath · ArchiveLink · ArchiveBomb · MalformedArchive · ForbiddenMember
     │   └── UnsupportedArchitecture 422
@@ -87,6 +90,10 @@ class UnknownBlob(NotFound):
     code, title = "unknown-blob", "No file of that hash was uploaded"
 
 
+class UploadNotFound(NotFound):
+    code, title = "upload-not-found", "There is no such upload, or it has expired"
+
+
 class PolicyNotFound(NotFound):
     code, title = "policy-not-found", "There is no such policy, or not in that version"
 
@@ -137,6 +144,22 @@ class ScanFinished(Conflict):
 
 class ScanActive(Conflict):
     code, title = "scan-active", "The scan has not ended"
+
+
+class UploadOffsetMismatch(Conflict):
+    code, title = "upload-offset-mismatch", "The upload goes on from another offset"
+
+
+class UploadUnfinished(Conflict):
+    code, title = "upload-unfinished", "The upload is not complete"
+
+
+class UploadLocked(Problem):
+    status, code, title = 423, "upload-locked", "Another request is writing to this upload"
+
+
+class UnsupportedTusVersion(Problem):
+    status, code, title = 412, "unsupported-tus-version", "Only version 1.0.0 of the tus protocol is spoken"
 
 
 class Gone(Problem):
@@ -191,6 +214,14 @@ class MalformedMultipart(Problem):
     status, code, title = 400, "malformed-multipart", "The multipart body cannot be read"
 
 
+class InvalidUploadMetadata(Problem):
+    status, code, title = 400, "invalid-upload-metadata", "The Upload-Metadata header cannot be read"
+
+
+class UploadOverflow(Problem):
+    status, code, title = 400, "upload-overflow", "More bytes came than the upload was to have"
+
+
 class UploadTooLarge(Problem):
     status, code, title = 413, "upload-too-large", "The upload is larger than allowed"
 
@@ -201,6 +232,14 @@ class UnsupportedFormat(Problem):
 
 class UnsupportedEncoding(Problem):
     status, code, title = 415, "unsupported-content-encoding", "Uploads must be sent without content coding"
+
+
+class UnsupportedMediaType(Problem):
+    status, code, title = (
+        415,
+        "unsupported-media-type",
+        "The body has another Content-Type than expected",
+    )
 
 
 class InsufficientStorage(Problem):

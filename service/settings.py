@@ -45,6 +45,10 @@ class Settings(BaseSettings):
         60.0, description="an upload that sends nothing for so long is dropped"
     )
 
+    upload_lifetime_seconds: float = Field(
+        86_400.0, description="a resumable upload that nobody touches for so long is removed"
+    )
+
     lease_seconds: int = 90
     heartbeat_seconds: int = 15
     max_attempts: int = Field(2, description="attempts that may end in a lost worker before the scan fails")
@@ -93,6 +97,11 @@ class Settings(BaseSettings):
     def scratch_dir(self) -> Path:
         """Folder of partial uploads, on the file system of the blob folder, so that a rename publishes."""
         return self.data_dir / "scratch"
+
+    @property
+    def upload_dir(self) -> Path:
+        """Folder of unfinished resumable uploads; replicas that share uploads share it."""
+        return self.scratch_dir / "uploads"
 
     @property
     def blob_dir(self) -> Path:

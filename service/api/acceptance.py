@@ -12,16 +12,16 @@ from service import publication
 from service.api.audit import note
 from service.api.deps import Parts
 from service.api.schemas import SubmissionFields
-from service.db import scans, submissions
-from service.db.models import Scan
-from service.db.quotas import ActiveScansExceededError, Quota, StoredBytesExceededError
+from service.db import scans, submissions, uploads
+from service.db.models import Scan, Upload
+from service.db.quotas import ActiveScansExceededError, StoredBytesExceededError
 from service.db.submissions import KeyReusedError, Submission
 from service.db.tenants import Principal
 from service.domain import static_report
 from service.domain.options import ScanOptions, canonical, config_hash
-from service.problems import IdempotencyKeyReused, QuotaExceeded, UnknownBlob
+from service.problems import IdempotencyKeyReused, Problem, QuotaExceeded, UnknownBlob, UploadNotFound
 from service.publication import Publication
-from service.storage.intake import Received
+from service.storage.intake import Received, check_digest
 from service.storage.preflight import preflight
 
 
@@ -45,23 +45,52 @@ def accept(parts: Parts, wish: Wish, received: Received) -> tuple[Scan, bool]:
 
     Returns the scan, and whether it existed before.
     """
-    result = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes)
-    static = result.as_dict()
+    static = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes).as_dict()
     submission = _submission(parts, wish, received.sha256, static, size=received.size)
     with parts.database.transaction() as session:
         submissions.lock_blob(session, received.sha256)
         created = _create(parts, session, wish, submission)
         if submission.decided is None:  # the bytes of a file that is never loaded are not kept
-            submissions.register_blob(
-                session,
-                submission.tenant_id,
-                received.sha256,
-                size=received.size,
-                kind=result.format,
-                static=static,
-            )
-            parts.blobs.adopt(received.path, received.sha256)
+            _store(parts, session, submission.tenant_id, received, static)
         return created
+
+
+def complete_upload(parts: Parts, principal: Principal, upload: Upload, received: Received) -> None:
+    """Judge a resumable upload that has all its bytes, and make a blob of it. The caller holds its file.
+
+    Raises the problem of a file that is no checkpoint; such an upload is removed.
+    """
+    try:
+        check_digest(received.sha256, upload.declared_sha256)
+        static = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes).as_dict()
+    except Problem:
+        discard_upload(parts, upload)
+        raise
+    with parts.database.transaction() as session:
+        submissions.lock_blob(session, received.sha256)
+        if not uploads.complete(session, upload.id, received.sha256, static):
+            raise UploadNotFound
+        note(session, principal, "upload.completed", upload.id, sha256=received.sha256)
+        if static_report.may_be_loaded(static):
+            _store(parts, session, upload.tenant_id, received, static)
+        else:
+            parts.partial_files.remove(upload.id)
+
+
+def discard_upload(parts: Parts, upload: Upload) -> None:
+    """Remove an upload and its partial file."""
+    with parts.database.transaction() as session:
+        uploads.remove(session, upload.id)
+    parts.partial_files.remove(upload.id)
+
+
+def _store(
+    parts: Parts, session: Session, tenant_id: str, received: Received, static: dict[str, Any]
+) -> None:
+    submissions.register_blob(
+        session, tenant_id, received.sha256, size=received.size, kind=static["format"], static=static
+    )
+    parts.blobs.adopt(received.path, received.sha256)
 
 
 def scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
@@ -72,6 +101,19 @@ def scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
         if blob is None:
             raise UnknownBlob(f"Upload the file; nothing with the SHA-256 {sha256} is here.")
         return _create(parts, session, wish, _submission(parts, wish, sha256, blob.static, size=0))
+
+
+def scan_uploaded(parts: Parts, wish: Wish, upload: Upload) -> tuple[Scan, bool]:
+    """Scan what a complete resumable upload brought. Raises UnknownBlob if it was deleted since."""
+    assert upload.sha256 is not None
+    assert upload.static is not None
+    submission = _submission(parts, wish, upload.sha256, upload.static, size=0)
+    with parts.database.transaction() as session:
+        submissions.lock_blob(session, upload.sha256)
+        kept = submissions.get_blob(session, upload.tenant_id, upload.sha256) is not None
+        if submission.decided is None and not kept:
+            raise UnknownBlob("The file was deleted with the scans of it; upload it again.")
+        return _create(parts, session, wish, submission)
 
 
 def _create(parts: Parts, session: Session, wish: Wish, submission: Submission) -> tuple[Scan, bool]:
@@ -121,5 +163,5 @@ def _submission(parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *
             static, sha256=sha256, engine_version=parts.engine_version, config=options
         ),
         size=size,
-        quota=Quota(settings.max_active_scans, settings.max_stored_bytes),
+        quota=parts.quota,
     )

@@ -17,6 +17,7 @@ from service.api.limits import RateLimit
 from service.api.shutdown import Shutdown
 from service.db import scans, tenants
 from service.db.models import Scan
+from service.db.quotas import Quota
 from service.db.session import Database
 from service.db.tenants import Principal
 from service.problems import Forbidden, Gone, ScanNotFound, Unauthenticated
@@ -24,6 +25,7 @@ from service.publication import open_signer
 from service.reports.signing import Signer
 from service.settings import Settings
 from service.storage.blobs import BlobStore
+from service.storage.partial import PartialFiles
 from service.web.session import cookie_token
 
 
@@ -45,6 +47,16 @@ class Parts:
     def signer(self) -> Signer | None:
         """What signs results; None if no key is set. Raises UnusableKeyError."""
         return open_signer(self.settings)
+
+    @cached_property
+    def partial_files(self) -> PartialFiles:
+        """The bytes of resumable uploads that are not complete."""
+        return PartialFiles(self.settings.upload_dir)
+
+    @cached_property
+    def quota(self) -> Quota:
+        """What a tenant may use that has no bounds of its own."""
+        return Quota(self.settings.max_active_scans, self.settings.max_stored_bytes)
 
     @cached_property
     def engine_version(self) -> str:

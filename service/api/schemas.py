@@ -93,7 +93,17 @@ class ScanPage(BaseModel):
 class KnownFile(BaseModel):
     """A file that was uploaded before."""
 
+    model_config = ConfigDict(extra="forbid")
+
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class CompleteUpload(BaseModel):
+    """A resumable upload that has all its bytes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    upload: Annotated[str, Field(pattern=r"^upl_[0-9a-f]{32}$")]
 
 
 class SubmissionFields(ScanOptions):
@@ -113,7 +123,7 @@ class SubmissionBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source: KnownFile
+    source: KnownFile | CompleteUpload
     options: ScanOptions = ScanOptions()
     force: bool = False
 

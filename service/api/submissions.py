@@ -1,9 +1,8 @@
-"""`POST /scans`: a checkpoint comes in as the raw body, as multipart, or by the hash of an earlier upload."""
+"""`POST /scans`: a checkpoint comes in as the raw body, as multipart, or by naming an earlier upload."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -12,11 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from service import problems
-from service.api.acceptance import Wish, accept, scan_known
+from service.api.acceptance import Wish, accept, scan_known, scan_uploaded
 from service.api.deps import Parts, PartsDep, Writer
 from service.api.errors import invalid_request
 from service.api.multipart import MultipartReader
-from service.api.schemas import AcceptedScan, SubmissionBody, SubmissionFields, resource
+from service.api.schemas import AcceptedScan, KnownFile, SubmissionBody, SubmissionFields, resource
+from service.api.uploads import basename, completed_upload
 from service.db.models import Scan
 from service.problems import UnsupportedEncoding, UploadIncomplete, UploadTooLarge
 from service.storage.digests import declared_sha256
@@ -56,6 +56,9 @@ _REQUEST_BODY = {
         problems.DigestMismatch,
         problems.MalformedMultipart,
         problems.UnknownBlob,
+        problems.UploadNotFound,
+        problems.UploadUnfinished,
+        problems.UploadLocked,
         problems.UploadTimeout,
         problems.UploadTooLarge,
         problems.UnsupportedFormat,
@@ -88,12 +91,13 @@ async def submit_scan(
 ) -> dict[str, Any]:
     """Send the file as the body (`curl --data-binary @model.safetensors`), options in the query.
 
-    Multipart takes the file as `file` and the options as fields. JSON names a file uploaded before by its
-    hash. The same file with the same options is answered by the earlier scan (`reused`), unless `force`.
+    Multipart takes the file as `file` and the options as fields. JSON names a file uploaded before, by its
+    hash or by the id of its resumable upload. The same file with the same options is answered by the earlier
+    scan (`reused`), unless `force`.
     """
-    wish = Wish(principal, _basename(filename), fields, idempotency_key)
+    wish = Wish(principal, basename(filename), fields, idempotency_key)
     if _media_type(request) == "application/json":
-        scan, reused = await _by_hash(request, parts, wish)
+        scan, reused = await _by_reference(request, parts, wish, named=filename is not None)
     else:
         scan, reused = await _by_upload(request, parts, wish)
     response.headers["Location"] = f"/scans/{scan.id}"
@@ -105,19 +109,17 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _basename(filename: str | None) -> str:
-    """The last step of a path in either style, without control characters."""
-    name = PurePosixPath((filename or "").replace("\\", "/")).name
-    return "".join(char for char in name if char.isprintable())[:255] or "checkpoint"
+# By reference
 
 
-# By hash
-
-
-async def _by_hash(request: Request, parts: Parts, wish: Wish) -> tuple[Scan, bool]:
+async def _by_reference(request: Request, parts: Parts, wish: Wish, *, named: bool) -> tuple[Scan, bool]:
     body = await _json_body(request)
-    fields = SubmissionFields(**body.options.model_dump(), force=body.force)
-    return await run_in_threadpool(scan_known, parts, replace(wish, fields=fields), body.source.sha256)
+    wish = replace(wish, fields=SubmissionFields(**body.options.model_dump(), force=body.force))
+    if isinstance(body.source, KnownFile):
+        return await run_in_threadpool(scan_known, parts, wish, body.source.sha256)
+    upload = await run_in_threadpool(completed_upload, parts, wish.principal, body.source.upload)
+    wish = wish if named else replace(wish, filename=upload.filename)
+    return await run_in_threadpool(scan_uploaded, parts, wish, upload)
 
 
 async def _json_body(request: Request) -> SubmissionBody:
@@ -182,5 +184,5 @@ def _with_form(wish: Wish, reader: MultipartReader) -> Wish:
         raise invalid_request(
             [entry | {"loc": ("body", *entry["loc"])} for entry in error.errors()]
         ) from error
-    filename = _basename(reader.filename) if reader.filename else wish.filename
+    filename = basename(reader.filename) if reader.filename else wish.filename
     return replace(wish, fields=fields, filename=filename)

@@ -14,9 +14,10 @@ class Json(TypeDecorator[Any]):
     """JSONB for values that quote untrusted text.
 
     PostgreSQL refuses NUL and lone surrogates, and a trigger may hold either; visible stand-ins are stored.
+    None is SQL's NULL, not JSON's.
     """
 
-    impl = JSONB
+    impl = JSONB(none_as_null=True)
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Any) -> Any:

@@ -72,14 +72,40 @@ class Blob(Base):
     __table_args__ = (Index(None, "sha256"),)
 
 
+class Upload(Base):
+    """A resumable upload. `sha256` and `static` say what the file is once its last byte came."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    filename: Mapped[str]
+    length: Mapped[int] = mapped_column(BigInteger)
+    declared_sha256: Mapped[str | None]
+    sha256: Mapped[str | None]
+    static: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+    __table_args__ = (
+        CheckConstraint("(sha256 IS NULL) = (static IS NULL)", name="static_when_complete"),
+        Index(None, "tenant_id", "sha256"),
+    )
+
+
 class Scan(Base):
-    """The job. `attempt` fences every write of a worker; `lost_attempts` counts workers that vanished."""
+    """The job. `attempt` fences every write of a worker; `lost_attempts` counts workers that vanished.
+
+    source: where a file that did not come with the request is fetched from, and what was found there. Until
+    it is here the scan has no `blob_sha256`.
+    """
 
     __tablename__ = "scans"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
-    blob_sha256: Mapped[str]
+    blob_sha256: Mapped[str | None]
+    source: Mapped[dict[str, Any] | None]
     filename: Mapped[str]
     options: Mapped[dict[str, Any]]
     engine_version: Mapped[str]
@@ -110,13 +136,18 @@ class Scan(Base):
         CheckConstraint(f"state IN ({_STATES})", name="state"),
         CheckConstraint("verdict IN ('pass', 'fail', 'inconclusive')", name="verdict"),
         CheckConstraint("(state = 'succeeded') = (verdict IS NOT NULL)", name="verdict_when_succeeded"),
+        CheckConstraint(
+            "blob_sha256 IS NOT NULL OR "
+            "(source IS NOT NULL AND state NOT IN ('queued', 'running', 'succeeded'))",
+            name="file_when_received",
+        ),
         Index(None, "tenant_id", "created_at", "id"),
         Index("ix_scans_dedupe", "tenant_id", "blob_sha256", "engine_version", "config_hash"),
         Index(
             "ix_scans_open",
             "state",
             "lease_expires_at",
-            postgresql_where=text("state IN ('queued', 'running')"),
+            postgresql_where=text("state IN ('created', 'uploading', 'queued', 'running')"),
         ),
     )
 

@@ -8,8 +8,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.db.locks import lock
-from service.db.models import Artifact, Blob, Scan, Tenant
-from service.domain.states import State
+from service.db.models import Artifact, Blob, Scan, Tenant, Upload
+from service.domain.states import TERMINAL
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,35 @@ def check_quota(session: Session, tenant_id: str, default: Quota, *, new_bytes: 
     lock(session, f"quota:{tenant_id}")
     tenant = session.get_one(Tenant, tenant_id)
     active = default.active_scans if tenant.max_active_scans is None else tenant.max_active_scans
-    stored = default.stored_bytes if tenant.max_stored_bytes is None else tenant.max_stored_bytes
     if active is not None and active_scans(session, tenant_id) >= active:
         raise ActiveScansExceededError
+    check_storage(session, tenant_id, default, new_bytes=new_bytes)
+
+
+def check_storage(session: Session, tenant_id: str, default: Quota, *, new_bytes: int) -> None:
+    """Raise StoredBytesExceededError unless the tenant may keep `new_bytes` more; exact as `check_quota`."""
+    lock(session, f"quota:{tenant_id}")
+    tenant = session.get_one(Tenant, tenant_id)
+    stored = default.stored_bytes if tenant.max_stored_bytes is None else tenant.max_stored_bytes
     if stored is not None and stored_bytes(session, tenant_id) + new_bytes > stored:
         raise StoredBytesExceededError
 
 
 def active_scans(session: Session, tenant_id: str) -> int:
-    """How many of the tenant's scans wait or run."""
-    statement = select(func.count()).where(
-        Scan.tenant_id == tenant_id, Scan.state.in_([State.QUEUED, State.RUNNING])
-    )
+    """How many of the tenant's scans wait, for their file or for a worker, or run."""
+    statement = select(func.count()).where(Scan.tenant_id == tenant_id, Scan.state.not_in(TERMINAL))
     return session.scalars(statement).one()
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:
-    """How many bytes the tenant's uploads and results have."""
-    uploads = select(func.coalesce(func.sum(Blob.size), 0)).where(Blob.tenant_id == tenant_id)
+    """How many bytes the tenant's files and results have; an unfinished upload counts in full."""
+    files = select(func.coalesce(func.sum(Blob.size), 0)).where(Blob.tenant_id == tenant_id)
     results = (
         select(func.coalesce(func.sum(Artifact.size), 0))
         .join(Scan, Scan.id == Artifact.scan_id)
         .where(Scan.tenant_id == tenant_id)
     )
-    return int(session.scalars(uploads).one()) + int(session.scalars(results).one())
+    unfinished = select(func.coalesce(func.sum(Upload.length), 0)).where(
+        Upload.tenant_id == tenant_id, Upload.sha256.is_(None), Upload.expires_at > func.now()
+    )
+    return sum(int(session.scalars(statement).one()) for statement in (files, results, unfinished))

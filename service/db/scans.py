@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from service.db import events, outbox
 from service.db.models import Artifact, Scan
+from service.db.times import seconds
 from service.domain.states import TERMINAL, State, sources
 
 
@@ -51,10 +52,6 @@ class AlreadyFinishedError(Exception):
     def __init__(self, state: State) -> None:
         super().__init__(f"the scan has already ended: {state}")
         self.state = state
-
-
-def _seconds(value: float) -> ColumnElement[Any]:
-    return func.make_interval(0, 0, 0, 0, 0, 0, value)
 
 
 def _enter(session: Session, scan_id: str, attempt: int, state: State, **details: Any) -> None:
@@ -105,8 +102,8 @@ def get_artifact(session: Session, scan_id: str, kind: str, name: str | None = N
 def queue_depth(session: Session) -> tuple[int, float]:
     """How many scans wait for a worker, and for how many seconds the oldest has."""
     age = func.coalesce(func.extract("epoch", func.now() - func.min(Scan.queued_at)), 0)
-    depth, seconds = session.execute(select(func.count(), age).where(Scan.state == State.QUEUED)).one()
-    return depth, float(seconds)
+    depth, waited = session.execute(select(func.count(), age).where(Scan.state == State.QUEUED)).one()
+    return depth, float(waited)
 
 
 # Waiting
@@ -171,7 +168,7 @@ def claim(
             attempt=Scan.attempt + 1,
             lost_attempts=Scan.lost_attempts + case((Scan.state == State.RUNNING, 1), else_=0),
             lease_owner=owner,
-            lease_expires_at=func.now() + _seconds(lease_seconds),
+            lease_expires_at=func.now() + seconds(lease_seconds),
             started_at=func.now(),
             stage=None,
             progress=0.0,
@@ -181,6 +178,7 @@ def claim(
     scan = session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
     if scan is None:
         return None
+    assert scan.blob_sha256 is not None, "a queued scan has its file"
     _enter(session, scan.id, scan.attempt, State.RUNNING)
     return Claim(
         scan_id=scan.id,
@@ -203,7 +201,7 @@ def renew_lease(session: Session, scan_id: str, attempt: int, lease_seconds: int
     statement = (
         update(Scan)
         .where(_held(scan_id, attempt))
-        .values(lease_expires_at=func.now() + _seconds(lease_seconds))
+        .values(lease_expires_at=func.now() + seconds(lease_seconds))
         .returning(Scan.id)
     )
     return session.scalars(statement).one_or_none() is not None
@@ -340,7 +338,7 @@ def _recover(session: Session, scan: Scan, max_attempts: int) -> None:
 
 def _reannounce_stale(session: Session, stale_seconds: float, limit: int) -> list[str]:
     """Scans that wait unclaimed: their message may be lost. Waits double, so a long queue is not flooded."""
-    patience = _seconds(stale_seconds) * func.power(2, func.least(Scan.announcements - 1, 8))
+    patience = seconds(stale_seconds) * func.power(2, func.least(Scan.announcements - 1, 8))
     statement = (
         select(Scan.id)
         .where(Scan.state == State.QUEUED, Scan.announced_at + patience < func.now())

@@ -13,10 +13,16 @@ NOT_RUN = (
     "renders: the file was never loaded",
 )
 
+PICKLE_FORMAT = "pickle"
 PICKLE = {
     "code": "pickle-not-accepted",
     "detail": "The file is a pickle. Its imports are harmless, but only safetensors are loaded: convert it.",
 }
+
+
+def may_be_loaded(static: Mapping[str, Any]) -> bool:
+    """Whether the file goes on to a worker. static: `Preflight.as_dict()`."""
+    return not static["dangers"] and static["format"] != PICKLE_FORMAT
 
 
 def decide(
@@ -34,7 +40,7 @@ def decide(
     }
     if static["dangers"]:
         return _report("fail", f"Do not load this file. {static['dangers'][0]['description']}", **common)
-    if static["format"] == "pickle":
+    if static["format"] == PICKLE_FORMAT:
         return _report("inconclusive", f"Not scanned. {PICKLE['detail']}", **common) | {"problem": PICKLE}
     return None
 

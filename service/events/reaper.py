@@ -1,4 +1,4 @@
-"""Puts right, on a timer, what dead workers and lost messages left behind (`service.db.scans.reap`)."""
+"""Puts right, on a timer, what dead workers, lost messages and abandoned uploads left behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.db import scans
 from service.db.session import Database
+from service.events.expiry import Expiry
 from service.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -16,14 +17,15 @@ _log = structlog.get_logger(__name__)
 
 def run(database: Database, settings: Settings, *, stop: threading.Event) -> None:
     """Reap every `reaper_seconds` until `stop`; a database that is away is tried again."""
+    expiry = Expiry(database, settings)
     while not stop.wait(settings.reaper_seconds):
         try:
-            touched = reap_once(database, settings)
+            touched, removed = reap_once(database, settings), expiry.run_once()
         except OperationalError as error:
             _log.warning("reaper waits", reason=str(error.orig).strip())
         else:
-            if touched:
-                _log.info("reaped", scans=touched)
+            if touched or removed:
+                _log.info("reaped", scans=touched, uploads=removed)
 
 
 def reap_once(database: Database, settings: Settings) -> list[str]:

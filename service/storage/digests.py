@@ -21,14 +21,19 @@ def declared_sha256(headers: Mapping[str, str], *, whole_body: bool = True) -> s
     """
     plain = headers.get("x-checksum-sha256")
     if plain is not None:
-        if not _HEX.fullmatch(plain):
-            raise InvalidDigest("X-Checksum-Sha256 must be 64 hexadecimal digits.")
-        return plain.lower()
+        return hexadecimal("X-Checksum-Sha256", plain)
     names = ("repr-digest", "content-digest") if whole_body else ("repr-digest",)
     for name in names:
         if name in headers:
             return _structured(name, headers[name])
     return None
+
+
+def hexadecimal(name: str, value: str) -> str:
+    """A SHA-256 in hex, in lower case. Raises InvalidDigest; name: what the client wrote it as."""
+    if not _HEX.fullmatch(value):
+        raise InvalidDigest(f"{name} must be 64 hexadecimal digits.")
+    return value.lower()
 
 
 def _structured(name: str, value: str) -> str | None:

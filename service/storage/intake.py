@@ -24,7 +24,9 @@ from service.problems import (
     UploadTimeout,
     UploadTooLarge,
 )
+from service.storage.blobs import file_sha256
 
+_PREFIX = "upload-"
 _WRITE_BYTES = 1 << 20
 _DISK_CHECK_BYTES = 64 << 20
 
@@ -48,14 +50,17 @@ class Received:
 
 
 class Upload:
-    """One file on its way in. Writing and hashing happen in a thread while the next chunk arrives."""
+    """One file on its way in. Writing and hashing happen in a thread while the next chunk arrives.
 
-    def __init__(self, file: BinaryIO, path: Path, limits: Limits) -> None:
+    file: unbuffered, at its end. size: bytes that it has already; then it is read again for the hash.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, limits: Limits, *, size: int = 0) -> None:
         self._file = file
         self._path = path
         self._limits = limits
         self._hash = hashlib.sha256()
-        self._size = 0
+        self._start = self._size = size
         self._buffer = bytearray()
         self._writing: asyncio.Task[None] | None = None
 
@@ -66,17 +71,26 @@ class Upload:
             raise too_large(self._limits.max_bytes)
         self._buffer += chunk
         if len(self._buffer) >= _WRITE_BYTES:
-            await self._flush()
+            await self._begin_writing()
+
+    @property
+    def size(self) -> int:
+        """Bytes taken so far, written or not."""
+        return self._size
+
+    async def flush(self) -> None:
+        """Return when all that was taken is written."""
+        await self._begin_writing()
+        await self.settle()
 
     async def finish(self, declared_sha256: str | None) -> Received:
         """The received file. Raises EmptyUpload, or DigestMismatch if it is not what the client declared."""
-        await self._flush()
-        await self.settle()
+        await self.flush()
         if self._size == 0:
             raise EmptyUpload("Send the checkpoint as the request's body.")
-        sha256 = self._hash.hexdigest()
-        if declared_sha256 not in (None, sha256):
-            raise DigestMismatch(f"The upload has the SHA-256 {sha256}, declared was {declared_sha256}.")
+        resumed = self._start > 0
+        sha256 = await asyncio.to_thread(file_sha256, self._path) if resumed else self._hash.hexdigest()
+        check_digest(sha256, declared_sha256)
         return Received(self._path, sha256, self._size)
 
     async def settle(self) -> None:
@@ -85,7 +99,7 @@ class Upload:
             writing, self._writing = self._writing, None
             await writing
 
-    async def _flush(self) -> None:
+    async def _begin_writing(self) -> None:
         await self.settle()
         check = self._size // _DISK_CHECK_BYTES != (self._size - len(self._buffer)) // _DISK_CHECK_BYTES
         if check:
@@ -96,11 +110,18 @@ class Upload:
     def _store(self, block: bytearray) -> None:
         self._hash.update(block)
         try:
-            self._file.write(block)
+            _write_all(self._file, block)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise InsufficientStorage("The disk filled up during the upload.") from error
             raise
+
+
+def _write_all(file: BinaryIO, block: bytearray) -> None:
+    """An unbuffered write may stop early, on a disk that fills up, without an error."""
+    rest = memoryview(block)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 @asynccontextmanager
@@ -109,17 +130,23 @@ async def receive(folder: Path, limits: Limits, expected_bytes: int | None) -> A
     if expected_bytes is not None and expected_bytes > limits.max_bytes:
         raise too_large(limits.max_bytes)
     check_free_space(folder, expected_bytes or 0, limits.min_free_bytes)
-    file = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-", buffering=0, delete=False)  # noqa: SIM115
+    file = tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX, buffering=0, delete=False)  # noqa: SIM115
     path = Path(file.name)
     upload = Upload(cast("BinaryIO", file), path, limits)
     try:
         yield upload
     finally:
-        await _close(upload, cast("BinaryIO", file))
+        await close(upload, cast("BinaryIO", file))
         path.unlink(missing_ok=True)
 
 
-async def _close(upload: Upload, file: BinaryIO) -> None:
+def abandoned(folder: Path, seconds_since_epoch: float) -> list[Path]:
+    """Scratch files that nobody wrote to since then: the process that received them was killed."""
+    return [path for path in folder.glob(f"{_PREFIX}*") if path.stat().st_mtime < seconds_since_epoch]
+
+
+async def close(upload: Upload, file: BinaryIO) -> None:
+    """Close the file behind an upload, whatever became of it."""
     try:
         await upload.settle()
     except (Problem, OSError):
@@ -131,6 +158,12 @@ async def _close(upload: Upload, file: BinaryIO) -> None:
 def too_large(max_bytes: int) -> UploadTooLarge:
     """The problem of a file over the cap."""
     return UploadTooLarge(f"At most {max_bytes} bytes are accepted.", max_bytes=max_bytes)
+
+
+def check_digest(sha256: str, declared_sha256: str | None) -> None:
+    """Raise DigestMismatch if the client declared another digest."""
+    if declared_sha256 not in (None, sha256):
+        raise DigestMismatch(f"The upload has the SHA-256 {sha256}, declared was {declared_sha256}.")
 
 
 def check_free_space(folder: Path, needed_bytes: int, min_free_bytes: int) -> None:

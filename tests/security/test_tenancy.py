@@ -34,6 +34,7 @@ def fill(path: str, scan_id: str) -> str:
         "name": "pair-with.png",
         "suffix": "json",
         "sha256": "0" * 64,
+        "upload_id": "upl_" + "0" * 32,
         "key_id": "key_x",
     }
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
