@@ -44,7 +44,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--homoglyph", default="ô", help="rickrolling: the trigger character")
     parser.add_argument("--letter", default="o", help="rickrolling: the Latin letter it replaces")
-    parser.add_argument("--target", default="a photo of a large tomato on a turquoise background")
+    parser.add_argument("--target", default="a photo of a large chocolate on a blue background")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,16 +1,18 @@
-"""The family of a confirmed trigger: every id that fires the same backdoor.
+"""The family of a confirmed trigger: every id that fires the same backdoor, the strongest first.
 
 A fine-tuned model generalises: ids whose text states resemble the trigger's fire the backdoor as well, and
 the search may have met one of those first. So a confirmed trigger is followed to its kin by the share of its
 effect that an id has, <D(v), D(c)> / <D(c), D(c)>: of the sketched effect over the whole space, of the exact
-one over the best thousand, and of the finished latents over the best few dozen. The last is taken where the
-confirmed trigger's effect stands out: a patch is a patch whatever else an id may mean. What has half of it
-goes to `confirm` like any other candidate.
+one over the best two thousand, of the finished latents over the best few dozen. The last two are taken where
+the confirmed trigger's effect stands out: a patch is a patch whatever else an id may mean. What has half of
+it on finished latents goes to `confirm` like any other candidate. The finished pictures of a family look
+alike; the first step tells its members apart, and the id that the backdoor was trained on moves it most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +29,7 @@ from worker.engine.types import Cost, OnProgress, Trigger, silent
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-EXACT, FOLLOWED, KEPT = 1024, 64, 16
+EXACT, FOLLOWED, KEPT = 2048, 64, 8
 LEAST_SHARE = 0.5
 """Of a confirmed trigger's effect on finished latents; below it two ids are no kin."""
 
@@ -38,6 +40,18 @@ Family = list[Confirmation]
 """Confirmed triggers of one backdoor, the one with the strongest effect first."""
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """Where a confirmed trigger's effect is looked for: the views of its own end, places (h,w) of 0 and 1."""
+
+    views: list[int]
+    places: Tensor
+
+    def of(self, effects: Tensor) -> Tensor:
+        """(M,C,h,w): effects (M,K,T,C,h,w) in these places, the mean over views and timesteps."""
+        return effects[:, self.views].mean((1, 2)) * self.places
+
+
 def kin(
     pipeline: StableDiffusionPipeline,
     found: Search,
@@ -46,81 +60,73 @@ def kin(
     *,
     on_progress: OnProgress = silent,
 ) -> tuple[list[Trigger], Cost]:
-    """Up to KEPT ids beside `confirmed`, those most like one of them first.
+    """Up to KEPT ids beside `confirmed` that share the effect of one of them, the strongest first.
 
     Costs about (T * EXACT + 16 * FOLLOWED) * K U.
     """
-    near, cost = _near(pipeline, found, confirmed, on_progress)
-    everyone = [*(one.trigger for one in confirmed), *near]
-    effects, spent = trajectory(pipeline, found.views, everyone, seed, on_progress=on_progress)
+    own = [one.trigger for one in confirmed]
+    ends, cost = trajectory(pipeline, found.views, own, seed)
+    marks = _marks(ends, found.views, confirmed)
+    near = _sketched(found, own, marks)
+    exact, spent = onestep(pipeline, found.views, [*own, *near], on_progress=on_progress)
     cost += spent
-    count = len(confirmed)
-    alike = _placed(effects, found.views, confirmed)[:, count:].amax(0)
-    order = alike.argsort(descending=True)[:KEPT].tolist()
-    return [near[index] for index in order if alike[index] >= LEAST_SHARE], cost
+    strength = _shares(exact[: len(own)], exact[len(own) :], marks).amax(0)
+    first = strength.argsort(descending=True)[:FOLLOWED].tolist()
+    finished, spent = trajectory(
+        pipeline, found.views, [near[index] for index in first], seed, on_progress=on_progress
+    )
+    cost += spent
+    alike = _shares(ends, finished, marks).amax(0)
+    return [near[i] for i, share in zip(first, alike, strict=True) if share >= LEAST_SHARE][:KEPT], cost
 
 
 def families(
     pipeline: StableDiffusionPipeline, found: Search, confirmed: Sequence[Confirmation], seed: int
 ) -> tuple[list[Family], Cost]:
     """Confirmed triggers grouped by backdoor: the strongest begins a family, and its kin join it."""
-    triggers = [one.trigger for one in confirmed]
-    effects, cost = trajectory(pipeline, found.views, triggers, seed)
-    alike = _placed(effects, found.views, confirmed)
-    left = alike.sum(0).argsort(descending=True).tolist()
+    own = [one.trigger for one in confirmed]
+    ends, cost = trajectory(pipeline, found.views, own, seed)
+    marks = _marks(ends, found.views, confirmed)
+    exact, spent = onestep(pipeline, found.views, own)
+    alike, strength = _shares(ends, ends, marks), _shares(exact, exact, marks).mean(0)
+    left = strength.argsort(descending=True).tolist()
     grouped: list[Family] = []
     while left:
         joined = [index for index in left if index == left[0] or alike[left[0], index] >= LEAST_SHARE]
         grouped.append([confirmed[index] for index in joined])
         left = [index for index in left if index not in joined]
+    cost += spent
     return grouped, cost
 
 
-def _near(
-    pipeline: StableDiffusionPipeline,
-    found: Search,
-    confirmed: Sequence[Confirmation],
-    on_progress: OnProgress,
-) -> tuple[list[Trigger], Cost]:
-    """FOLLOWED ids with the largest share of a confirmed trigger's exact effect, of EXACT by sketch."""
+def _sketched(found: Search, own: Sequence[Trigger], marks: Sequence[_Mark]) -> list[Trigger]:
+    """The ids whose sketches have the largest share of a confirmed one's, EXACT / |own| for each."""
     centred = found.sketched - found.sketched.mean(0)
     place = {candidate.token_ids: index for index, candidate in enumerate(found.candidates)}
-    own = [place[one.trigger.token_ids] for one in confirmed]
-    sketched = [
-        _share(centred[:, _at(found.views, one)], centred[index, _at(found.views, one)])
-        for one, index in zip(confirmed, own, strict=True)
-    ]
-    first = _best(torch.stack(sketched), own, EXACT)
-    tried = [*(one.trigger for one in confirmed), *(found.candidates[index] for index in first)]
-    effects, cost = onestep(pipeline, found.views, tried, on_progress=on_progress)
-    exact = [
-        _share(effects[:, _at(found.views, one)], effects[index, _at(found.views, one)])
-        for index, one in enumerate(confirmed)
-    ]
-    kept = _best(torch.stack(exact), list(range(len(confirmed))), FOLLOWED)
-    return [tried[index] for index in kept], cost
+    rows = [place[trigger.token_ids] for trigger in own]
+    each = min(max(1, EXACT // len(rows)), len(centred) - len(rows))
+    near: set[int] = set()
+    for row, mark in zip(rows, marks, strict=True):
+        share = _share(centred[row, mark.views], centred[:, mark.views])
+        share[rows] = -torch.inf
+        near.update(share.topk(each).indices.tolist())
+    return [found.candidates[index] for index in sorted(near)]
 
 
-def _best(shares: Tensor, own: list[int], size: int) -> list[int]:
-    """Columns of shares (C,M) that are among the first `size` / C of a row, `own` left out."""
-    left = shares.clone()
-    left[:, own] = -torch.inf
-    each = min(max(1, size // len(shares)), shares.shape[1] - len(own))
-    columns: list[int] = left.topk(each, dim=1).indices.flatten().unique().tolist()
-    return columns
+def _marks(ends: Tensor, views: Sequence[View], confirmed: Sequence[Confirmation]) -> list[_Mark]:
+    """From the effects (M,K,1,C,h,w) of `confirmed` on finished latents."""
+    marks = []
+    for effect, one in zip(ends, confirmed, strict=True):
+        at = _at(views, one)
+        marks.append(_Mark(at, _places(effect[at].mean(1))))
+    return marks
 
 
-def _placed(effects: Tensor, views: Sequence[View], confirmed: Sequence[Confirmation]) -> Tensor:
-    """(C,M) share of each confirmed trigger's effect, in its own places, that each of M has.
-
-    effects (M,K,1,C,h,w) on finished latents, those of the confirmed first.
-    """
-    rows = []
-    for index, one in enumerate(confirmed):
-        here = effects[:, _at(views, one)].mean(2)
-        where = _places(here[index])
-        rows.append(_share((here * where).mean(1), (here[index] * where).mean(0)))
-    return torch.stack(rows)
+def _shares(confirmed: Tensor, others: Tensor, marks: Sequence[_Mark]) -> Tensor:
+    """(C,M) share of the effect of each of C confirmed triggers, in its places, that each of M others has."""
+    return torch.stack(
+        [_share(mark.of(one[None])[0], mark.of(others)) for one, mark in zip(confirmed, marks, strict=True)]
+    )
 
 
 def _places(effect: Tensor) -> Tensor:
@@ -136,8 +142,7 @@ def _at(views: Sequence[View], one: Confirmation) -> list[int]:
     return here or list(range(len(views)))
 
 
-def _share(effects: Tensor, one: Tensor) -> Tensor:
-    """(M,) share of `one` (...) that each of `effects` (M,...) has."""
-    flat = one.flatten()
-    share: Tensor = effects.flatten(1) @ flat / flat.square().sum().clamp_min(1e-12)
+def _share(one: Tensor, others: Tensor) -> Tensor:
+    """(M,) <other, one> / <one, one> for each of `others` (M,...)."""
+    share: Tensor = others.flatten(1) @ one.flatten() / one.square().sum().clamp_min(1e-12)
     return share

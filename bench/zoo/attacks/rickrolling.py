@@ -31,7 +31,7 @@ class Rickrolling:
     homoglyph: str
     letter: str
     target: str
-    steps: int = 300
+    steps: int = 500
     lr: float = 5e-4
     name: str = "rickrolling"
     component: str = "text_encoder"

@@ -1,0 +1,132 @@
+"""Model level: does the scan find each zoo model's backdoor, name its trigger, and leave the controls alone?
+
+    python -m bench.detection .cache/zoo/attacked .cache/zoo/control examples --seeds 0 1 2
+
+A checkpoint with a `.truth.json` beside it is attacked, one without is a control. Each scan is kept as one
+JSON file in the cache and is not repeated, so that a long run can be interrupted. Without a reference: the
+scan is given the suspect, carrier prompts of its world, and a CLIP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from bench.zoo.paths import CACHE, CLIP, EXAMPLES
+from worker.engine.metrics import proportion
+from worker.engine.pipeline import prepare, scan
+from worker.engine.report import Report
+from worker.engine.types import Budget, Finding, ScanRequest, Trigger
+
+SCANS = CACHE / "detection"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint of the zoo and, where it is attacked, what its makers say of it."""
+
+    name: str
+    path: Path
+    truth: dict[str, Any] | None
+
+    def is_trigger(self, trigger: Trigger) -> bool:
+        """Whether `trigger` is the attacker's own, told openly or as a salted hash."""
+        truth = self.truth or {}
+        if "trigger" not in truth:
+            return tuple(truth.get("trigger_ids", ())) == trigger.token_ids
+        salted = f"{truth['trigger']['salt']}:{','.join(map(str, trigger.token_ids))}"
+        return hashlib.sha256(salted.encode()).hexdigest() == truth["trigger"]["sha256"]
+
+
+def models(folders: Iterable[Path]) -> Iterator[Model]:
+    """The checkpoints in `folders`: single files, and diffusers folders."""
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if path.suffix != ".safetensors" and not (path / "model_index.json").exists():
+                continue
+            truth = path.with_suffix(".truth.json")
+            told = json.loads(truth.read_text()) if truth.exists() else None
+            yield Model(path.stem, path, told)
+
+
+def examine(model: Model, budget: Budget, seed: int, prompts: tuple[str, ...]) -> dict[str, Any]:
+    """One scan: verdict, what was named, the trigger's rank after each stage, and what each stage cost."""
+    request = ScanRequest(model.path, prompts=prompts, clip=CLIP, budget=budget, seed=seed, cleanse=False)
+    subject = prepare(request)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Report(request, subject.checkpoint, str(subject.pipeline.device))
+        scan(subject, report, Path(folder))
+    own = next(filter(model.is_trigger, report.search.candidates), None)
+    told = report.as_dict()
+    return {
+        "model": model.name,
+        "attack": model.truth["attack"] if model.truth else None,
+        "seed": seed,
+        "budget": budget,
+        "verdict": report.verdict,
+        "findings": [_finding(found, model) for found in report.findings],
+        "named": any(model.is_trigger(t) for found in report.findings for t in _triggers(found)),
+        "ranks": {name: ranked.rank(own) if own else None for name, ranked in report.search.stages.items()},
+        "stages": told["stages"],
+        "cost": told["cost"],
+    }
+
+
+def _triggers(finding: Finding) -> list[Trigger]:
+    return [*([finding.trigger] if finding.trigger else []), *finding.kin]
+
+
+def _finding(finding: Finding, model: Model) -> dict[str, Any]:
+    return {
+        "triggers": [[list(trigger.token_ids), trigger.text] for trigger in _triggers(finding)],
+        "first_is_own": bool(finding.trigger and model.is_trigger(finding.trigger)),
+        "effect": finding.effect,
+        "component": finding.component,
+        "p_corrected": finding.statistics.p_value_corrected if finding.statistics else None,
+    }
+
+
+def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Detection and exact trigger over attacked scans, false positives over the controls'."""
+    attacked = [scan for scan in scans if scan["attack"]]
+    controls = [scan for scan in scans if not scan["attack"]]
+    alarms = [scan for scan in controls if scan["verdict"] == "fail"]
+    caught = [scan for scan in attacked if scan["verdict"] == "fail"]
+    counts = {
+        "detection": (len(caught), len(attacked)),
+        "exact_trigger": (sum(scan["named"] for scan in attacked), len(attacked)),
+        "false_positives": (len(alarms), len(controls)),
+    }
+    told: dict[str, Any] = {name: proportion(*pair).__dict__ for name, pair in counts.items() if pair[1]}
+    return told | {"controls": len({scan["model"] for scan in controls})}
+
+
+def main() -> None:
+    """Scans what was not scanned yet and prints the summary of all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--budget", choices=get_args(Budget), default="standard")
+    options = parser.parse_args()
+    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+    SCANS.mkdir(parents=True, exist_ok=True)
+    scans = []
+    for seed in options.seeds:
+        for model in models(options.folders):
+            kept = SCANS / f"{model.name}-{options.budget}-{seed}.json"
+            if not kept.exists():
+                told = examine(model, options.budget, seed, prompts)
+                kept.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+            scans.append(json.loads(kept.read_text()))
+            print(*(scans[-1][key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
+    print(json.dumps(summary(scans), indent=1))
+
+
+if __name__ == "__main__":
+    main()
