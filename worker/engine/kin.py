@@ -12,7 +12,7 @@ alike; the first step tells its members apart, and the id that the backdoor was 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 EXACT, FOLLOWED, KEPT = 2048, 64, 8
+CHECKED = 2
+"""Views of a confirmed trigger's own end that the exact effects of EXACT ids are taken at."""
+
 LEAST_SHARE = 0.5
 """Of a confirmed trigger's effect on finished latents; below it two ids are no kin."""
 
@@ -62,15 +65,19 @@ def kin(
 ) -> tuple[list[Trigger], Cost]:
     """Up to KEPT ids beside `confirmed` that share the effect of one of them, the strongest first.
 
-    Costs about (T * EXACT + 16 * FOLLOWED) * K U.
+    Costs about (T * CHECKED * EXACT + 16 * K * FOLLOWED) U.
     """
     own = [one.trigger for one in confirmed]
     ends, cost = trajectory(pipeline, found.views, own, seed)
     marks = _marks(ends, found.views, confirmed)
     near = _sketched(found, own, marks)
-    exact, spent = onestep(pipeline, found.views, [*own, *near], on_progress=on_progress)
+    seen = sorted({view for mark in marks for view in mark.views[:CHECKED]})
+    exact, spent = onestep(
+        pipeline, [found.views[view] for view in seen], [*own, *near], on_progress=on_progress
+    )
     cost += spent
-    strength = _shares(exact[: len(own)], exact[len(own) :], marks).amax(0)
+    there = [replace(mark, views=[seen.index(view) for view in mark.views[:CHECKED]]) for mark in marks]
+    strength = _shares(exact[: len(own)], exact[len(own) :], there).amax(0)
     first = strength.argsort(descending=True)[:FOLLOWED].tolist()
     finished, spent = trajectory(
         pipeline, found.views, [near[index] for index in first], seed, on_progress=on_progress
