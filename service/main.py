@@ -55,6 +55,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=parts.engine_version,
         description=DESCRIPTION,
         lifespan=_lifespan,
+        docs_url=None,  # the dashboard has its own, which loads nothing from elsewhere
+        redoc_url=None,
     )
     app.state.parts = parts
     errors.install(app)

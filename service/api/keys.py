@@ -8,10 +8,11 @@ from fastapi import APIRouter
 
 from service import problems
 from service.api.audit import note
-from service.api.deps import Admin, PartsDep
+from service.api.deps import Admin, Parts, PartsDep
 from service.api.schemas import KeyList, NewKey, NewKeyBody
 from service.db import tenants
 from service.db.models import ApiKey
+from service.db.tenants import Principal
 from service.problems import KeyNotFound
 
 router = APIRouter(tags=["operations"])
@@ -28,10 +29,16 @@ _ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, p
 )
 def make_key(body: NewKeyBody, parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """The answer holds the token; only its hash is kept, so it is shown this once."""
+    key, token = issue(parts, principal, body)
+    return _resource(key) | {"token": token}
+
+
+def issue(parts: Parts, principal: Principal, body: NewKeyBody) -> tuple[ApiKey, str]:
+    """A new key and its token."""
     with parts.database.transaction() as session:
         key, token = tenants.issue_key(session, principal.tenant_id, name=body.name, scopes=body.scopes)
         note(session, principal, "key.created", key.id, name=key.name, scopes=key.scopes)
-    return _resource(key) | {"token": token}
+    return key, token
 
 
 @router.get("/keys", response_model=KeyList, summary="List keys", responses=problems.responses(*_ACCESS))

@@ -11,7 +11,8 @@ from service.api.audit import note
 from service.api.deps import Parts, PartsDep, Reader, Writer, find_scan
 from service.api.schemas import PolicyList, PolicyResource, ScanVerdict
 from service.db import policies
-from service.db.models import PolicyVersion
+from service.db.models import PolicyVersion, Scan
+from service.db.tenants import Principal
 from service.domain.policy import Policy, judge
 from service.domain.report import Severity
 from service.problems import NoReport, PolicyNotFound
@@ -19,9 +20,9 @@ from service.problems import NoReport, PolicyNotFound
 router = APIRouter(tags=["policies"])
 
 _ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
-_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
-Name = Annotated[str, Path(pattern=_NAME)]
+Name = Annotated[str, Path(pattern=NAME)]
 Version = Annotated[int | None, Query(ge=1, lt=2**31, description="The newest if left out")]
 
 
@@ -38,13 +39,19 @@ def put_policy(
     name: Name, policy: Policy, parts: PartsDep, principal: Writer, response: Response
 ) -> dict[str, Any]:
     """Makes a new version; earlier ones stay. The same policy again makes none."""
+    version, made = set_policy(parts, principal, name, policy)
+    response.status_code = 201 if made else 200
+    return _resource(version)
+
+
+def set_policy(parts: Parts, principal: Principal, name: str, policy: Policy) -> tuple[PolicyVersion, bool]:
+    """The version that holds the policy, and whether it was made now."""
     body = policy.model_dump(mode="json")
     with parts.database.transaction() as session:
         version, made = policies.put_policy(session, principal.tenant_id, name, body)
         if made:
             note(session, principal, "policy.set", name, version=version.version)
-    response.status_code = 201 if made else 200
-    return _resource(version)
+    return version, made
 
 
 @router.get(
@@ -79,17 +86,23 @@ def read_verdict(
     scan_id: str,
     parts: PartsDep,
     principal: Reader,
-    policy: Annotated[str | None, Query(pattern=_NAME, description="The default policy if left out")] = None,
+    policy: Annotated[str | None, Query(pattern=NAME, description="The default policy if left out")] = None,
     version: Version = None,
     fail_on: Annotated[
         Severity | None, Query(description="The severity that fails, instead of the policy's own")
     ] = None,
 ) -> dict[str, Any]:
     """The verdict of the scan's report under a policy, and the rule that decided; nothing is scanned."""
-    scan = find_scan(parts, principal, scan_id)
+    return verdict_of(find_scan(parts, principal, scan_id), parts, policy, version, fail_on)
+
+
+def verdict_of(
+    scan: Scan, parts: Parts, policy: str | None, version: int | None = None, fail_on: Severity | None = None
+) -> dict[str, Any]:
+    """The fields of a `ScanVerdict`. Raises NoReport or PolicyNotFound."""
     if scan.report is None:
         raise NoReport(f"The scan is {scan.state}.")
-    found = None if policy is None else find_policy(parts, principal.tenant_id, policy, version)
+    found = None if policy is None else find_policy(parts, scan.tenant_id, policy, version)
     bars = Policy() if found is None else Policy.model_validate(found.body)
     judgement = judge(scan.report, bars if fail_on is None else bars.model_copy(update={"fail_on": fail_on}))
     named = {"policy": found and found.name, "version": found and found.version}

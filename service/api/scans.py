@@ -19,6 +19,7 @@ from service.db import retention, scans
 from service.db.models import Scan
 from service.db.scans import AlreadyFinishedError
 from service.db.tenants import Principal
+from service.domain.report import Verdict
 from service.domain.states import TERMINAL, State
 from service.problems import ScanActive, ScanFinished
 
@@ -36,11 +37,23 @@ def list_scans(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
     state: State | None = None,
+    verdict: Verdict | None = None,
+    filename: Annotated[
+        str, Query(max_length=200, pattern=r"^[^\x00]*$", description="Part of the file's name")
+    ] = "",
 ) -> dict[str, Any]:
     """Newest first. Follow `next` until it is null; scans that are added meanwhile change no later page."""
     after = None if cursor is None else decode_cursor(cursor)
     with parts.database.transaction() as session:
-        found = scans.list_scans(session, principal.tenant_id, after=after, state=state, limit=limit + 1)
+        found = scans.list_scans(
+            session,
+            principal.tenant_id,
+            after=after,
+            state=state,
+            verdict=verdict,
+            filename=filename,
+            limit=limit + 1,
+        )
     page = found[:limit]
     following = encode_cursor(page[-1]) if len(found) > limit else None
     return {"scans": [resource(scan) for scan in page], "next": following}

@@ -55,3 +55,9 @@ def list_policies(session: Session, tenant_id: str) -> Sequence[PolicyVersion]:
         .order_by(PolicyVersion.name)
     )
     return session.scalars(statement).all()
+
+
+def list_versions(session: Session, tenant_id: str, name: str) -> Sequence[PolicyVersion]:
+    """Every version of a policy, the newest first."""
+    statement = select(PolicyVersion).where(PolicyVersion.tenant_id == tenant_id, PolicyVersion.name == name)
+    return session.scalars(statement.order_by(PolicyVersion.version.desc())).all()

@@ -73,12 +73,21 @@ def list_scans(
     *,
     after: tuple[datetime, str] | None = None,
     state: State | None = None,
+    verdict: str | None = None,
+    filename: str = "",
     limit: int = 50,
 ) -> Sequence[Scan]:
-    """The tenant's scans, newest first, behind `after`: (created_at, id) of the last one seen."""
+    """The tenant's scans, newest first, behind `after`: (created_at, id) of the last one seen.
+
+    filename: only those whose name has this in it, in capitals or not.
+    """
     statement = select(Scan).where(Scan.tenant_id == tenant_id, Scan.deleted_at.is_(None))
     if state is not None:
         statement = statement.where(Scan.state == state)
+    if verdict is not None:
+        statement = statement.where(Scan.verdict == verdict)
+    if filename:
+        statement = statement.where(Scan.filename.icontains(filename, autoescape=True))
     if after is not None:
         statement = statement.where(tuple_(Scan.created_at, Scan.id) < after)
     return session.scalars(statement.order_by(Scan.created_at.desc(), Scan.id.desc()).limit(limit)).all()

@@ -71,25 +71,31 @@ def arrange(evidence: Sequence[Evidence], files: Mapping[str, bytes]) -> Arrange
     `X-pairs.png` repeats the rows on one sheet and is shown only without them. Names whose file is missing
     or no PNG are left out.
     """
-    compared: dict[str, dict[str, Evidence]] = {}
-    heat: list[Evidence] = []
-    others: list[Evidence] = []
-    for item in evidence:
-        match = _COMPARED.match(item.name)
-        if match:
-            compared.setdefault(match["row"], {})[match["role"]] = item
-        else:
-            (heat if _HEAT.search(item.name) else others).append(item)
-    rows = [row for row in (_row(roles, files) for roles in compared.values()) if row.pictures]
+    heat = [item for item in evidence if _HEAT.search(item.name)]
+    others = [item for item in evidence if not (_HEAT.search(item.name) or _COMPARED.match(item.name))]
+    rows = [row for row in (_row(roles, files) for roles in compared(evidence)) if row.pictures]
     kept = [item for item in others if not (rows and _SHEET.search(item.name))]
     return Arrangement(rows, _embed(_unlabelled(heat), files), _embed(_unlabelled(kept), files))
 
 
+def compared(evidence: Sequence[Evidence]) -> list[dict[str, Evidence]]:
+    """The rows of one prompt and one noise, each by the roles of `ROLES`."""
+    rows: dict[str, dict[str, Evidence]] = {}
+    for item in evidence:
+        if match := _COMPARED.match(item.name):
+            rows.setdefault(match["row"], {})[match["role"]] = item
+    return list(rows.values())
+
+
+def prompt_of(item: Evidence) -> str:
+    """The prompt that a caption quotes; the whole caption if it quotes none."""
+    quoted = _PROMPT.match(item.caption)
+    return quoted["prompt"] if quoted else item.caption
+
+
 def _row(roles: Mapping[str, Evidence], files: Mapping[str, bytes]) -> Row:
     ordered = [(roles[role], label) for role, label in ROLES.items() if role in roles]
-    caption = ordered[0][0].caption
-    quoted = _PROMPT.match(caption)
-    return Row(quoted["prompt"] if quoted else caption, _embed(ordered, files))
+    return Row(prompt_of(ordered[0][0]), _embed(ordered, files))
 
 
 def _unlabelled(items: Iterable[Evidence]) -> Iterable[tuple[Evidence, str]]:

@@ -6,43 +6,45 @@ API as everybody else. `mount(app)` adds the pages and their static files.
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import Parts, PartsDep, Reader, find_scan
-from service.api.schemas import decode_cursor, encode_cursor, links
+from service.api.deps import Parts, PartsDep, Reader
+from service.api.schemas import decode_cursor, encode_cursor
 from service.db import scans, tenants
-from service.db.models import Scan
-from service.domain.states import TERMINAL, State
+from service.domain.states import State
 from service.reports.html import palette
+from service.web import key_pages, policy_pages, scan_pages
 from service.web.rendering import FOLDER, HEADERS, PageRoute, page, posted
 from service.web.session import from_our_page, sign_in, sign_out
 
-STAGES = {
-    "load": "open the file",
-    "sketch": "attention sketch, every token",
-    "text": "text encoder, every token",
-    "onestep": "exact probe of the best",
-    "trajectory": "a few steps of drawing, the best of those",
-    "confirm": "render and confirm",
-    "unlearn": "remove the trigger",
-    "rescan": "scan again",
-    "evaluate": "measure what is left",
-    "save": "write the cleaned model",
-}
 PAGE_SIZE = 25
+VERDICTS = ("pass", "fail", "inconclusive")
+RESULTS = (*VERDICTS, State.QUEUED, State.RUNNING, State.FAILED, State.CANCELLED)
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 
 def mount(app: FastAPI) -> None:
     """Add the dashboard to an application whose parts are in place."""
-    app.include_router(router)
+    for module_router in (router, scan_pages.router, policy_pages.router, key_pages.router):
+        app.include_router(module_router)
+    swagger = Path(str(files("fastapi_offline"))) / "static"
+    app.mount("/static/swagger", StaticFiles(directory=swagger), name="swagger")
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+
+
+@router.get("/docs", response_class=HTMLResponse)
+def docs(request: Request) -> Response:
+    """The API's documentation, for everybody; its scripts come from here and not from a CDN."""
+    return page(request, "docs.html.j2")
 
 
 @router.get("/palette.css")
@@ -52,32 +54,38 @@ def palette_css() -> PlainTextResponse:
 
 
 @router.get("/", response_class=HTMLResponse)
-def home(request: Request, parts: PartsDep, visitor: Reader, after: str | None = None) -> Response:
-    """The visitor's scans, newest first; the sign-in page for a stranger."""
+def home(
+    request: Request,
+    parts: PartsDep,
+    visitor: Reader,
+    after: str | None = None,
+    q: Annotated[str, Query(max_length=200)] = "",
+    result: str = "",
+) -> Response:
+    """The visitor's scans, newest first, as far as they fit q (part of the name) and result."""
     position = decode_cursor(after) if after else None
+    wanted = _wanted(result) | {"filename": q.strip().replace("\0", "")}
     with parts.database.transaction() as session:
-        found = scans.list_scans(session, visitor.tenant_id, after=position, limit=PAGE_SIZE + 1)
+        found = scans.list_scans(session, visitor.tenant_id, after=position, limit=PAGE_SIZE + 1, **wanted)
     shown = found[:PAGE_SIZE]
     following = encode_cursor(shown[-1]) if len(found) > PAGE_SIZE else None
-    return page(request, "scans.html.j2", scans=shown, following=following, first=after is None)
+    query = {name: value for name, value in (("q", q), ("result", result)) if value}
+    return page(
+        request,
+        "scans.html.j2",
+        scans=shown,
+        following=following and urlencode(query | {"after": following}),
+        first=after is None and not query,
+        query=query,
+        results=RESULTS,
+    )
 
 
-@router.get("/ui/scans/{scan_id}", response_class=HTMLResponse)
-def scan_page(request: Request, parts: PartsDep, visitor: Reader, scan_id: str) -> Response:
-    """One scan: live while it runs, its report afterwards."""
-    scan = find_scan(parts, visitor, scan_id)
-    return page(request, "scan.html.j2", **_scan_context(scan))
-
-
-def _scan_context(scan: Scan) -> dict[str, Any]:
-    cleanse = scan.options.get("cleanse", True)
-    wanted = [name for name in STAGES if cleanse or name not in ("unlearn", "rescan", "evaluate", "save")]
-    return {
-        "scan": scan,
-        "links": links(scan),
-        "live": State(scan.state) not in TERMINAL,
-        "stages": {name: STAGES[name] for name in wanted},
-    }
+def _wanted(result: str) -> dict[str, Any]:
+    """A verdict or a state, as the query has it; anything else is no filter."""
+    if result in VERDICTS:
+        return {"verdict": result}
+    return {"state": State(result)} if result in RESULTS else {}
 
 
 @router.post("/session")

@@ -49,9 +49,9 @@ _ENVIRONMENT.filters.update(visible=visible, duration=duration, worded=worded)
 _TEMPLATES = Jinja2Templates(env=_ENVIRONMENT)
 
 
-def page(request: Request, name: str, *, status: int = 200, **context: Any) -> Response:
+def page(request: Request, template: str, /, *, status: int = 200, **context: Any) -> Response:
     """The page of a template, with the headers of all pages."""
-    return _TEMPLATES.TemplateResponse(request, name, context, status_code=status, headers=HEADERS)
+    return _TEMPLATES.TemplateResponse(request, template, context, status_code=status, headers=HEADERS)
 
 
 class PageRoute(APIRoute):

@@ -32,6 +32,22 @@ def test_pages_hold_every_scan_once_newest_first(client: TestClient) -> None:
     assert seen == ids[::-1]
 
 
+def test_the_list_is_filtered_by_verdict_and_name(client: TestClient, finish: Finish) -> None:
+    names = {"Cats.safetensors": 1, "dogs.safetensors": 2}
+    ids = {
+        name: client.post("/scans", content=safetensors(fill=fill), headers={"X-Filename": name}).json()["id"]
+        for name, fill in names.items()
+    }
+    finish(ids["dogs.safetensors"], failing())
+
+    def listed(**query: str) -> list[str]:
+        return [scan["filename"] for scan in client.get("/scans", params=query).json()["scans"]]
+
+    assert listed(verdict="fail") == ["dogs.safetensors"]
+    assert listed(filename="cat") == ["Cats.safetensors"]
+    assert listed(filename="_") == listed(filename="cat", verdict="fail") == []
+
+
 @pytest.mark.fault_case(42)
 def test_pages_are_stable_under_concurrent_inserts(submit: Callable[..., str], client: TestClient) -> None:
     before = {submit() for _ in range(60)}

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from service.api import errors
-from service.api.deps import Parts
 from service.db import scans, submissions, tenants
 from service.db.session import Database
 from service.db.submissions import Submission
-from service.settings import Settings
-from service.storage.blobs import open_blobs
-from service.web.pages import mount
 from tests.golden.reports import hostile
 
 SAME_SITE = {"sec-fetch-site": "same-origin"}
 
 
 @pytest.fixture
-def database(postgres_url: str) -> Iterator[Database]:
-    database = Database(postgres_url)
-    yield database
-    database.dispose()
-
-
-@pytest.fixture
-def browser(database: Database, postgres_url: str, redis_url: str, tmp_path: Path) -> TestClient:
+def browser(app: FastAPI) -> TestClient:
     """A browser that has not signed in; it follows no redirect by itself."""
-    settings = Settings(database_url=postgres_url, redis_url=redis_url, data_dir=tmp_path)
-    app = FastAPI()
-    app.state.parts = Parts(settings, database, open_blobs(settings))
-    errors.install(app)
-    mount(app)
     return TestClient(app, follow_redirects=False)
 
 

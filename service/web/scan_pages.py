@@ -1,0 +1,89 @@
+"""A scan as a page: live while it runs, its verdict and report afterwards; and two scans side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, Response
+
+from service.api.deps import Parts, PartsDep, Reader, find_scan
+from service.api.policies import NAME, Version, verdict_of
+from service.api.schemas import links
+from service.db import policies, scans
+from service.db.models import Scan
+from service.domain.report import Report
+from service.domain.states import TERMINAL, State
+from service.problems import InvalidRequest
+from service.web.comparison import compare
+from service.web.evidence import pairs
+from service.web.rendering import PageRoute, page
+
+STAGES = {
+    "load": "open the file",
+    "sketch": "attention sketch, every token",
+    "text": "text encoder, every token",
+    "onestep": "exact probe of the best",
+    "trajectory": "a few steps of drawing, the best of those",
+    "confirm": "render and confirm",
+    "unlearn": "remove the trigger",
+    "rescan": "scan again",
+    "evaluate": "measure what is left",
+    "save": "write the cleaned model",
+}
+_CLEANING = ("unlearn", "rescan", "evaluate", "save")
+_OTHERS = 50
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+PolicyName = Annotated[str | None, Query(pattern=rf"^$|{NAME}")]
+
+
+@router.get("/ui/scans/{scan_id}", response_class=HTMLResponse)
+def scan_page(
+    request: Request,
+    parts: PartsDep,
+    visitor: Reader,
+    scan_id: str,
+    policy: PolicyName = None,
+    version: Version = None,
+) -> Response:
+    """One scan. policy: also show its verdict under that one; "" is the default policy."""
+    scan = find_scan(parts, visitor, scan_id)
+    if scan.verdict is None:
+        return page(request, "scan_live.html.j2", **_live(scan))
+    judgement = None if policy is None else verdict_of(scan, parts, policy or None, version)
+    return page(request, "scan.html.j2", judgement=judgement, **_finished(parts, scan))
+
+
+def _live(scan: Scan) -> dict[str, Any]:
+    wanted = [name for name in STAGES if scan.options.get("cleanse", True) or name not in _CLEANING]
+    live = State(scan.state) not in TERMINAL
+    return {"scan": scan, "live": live, "stages": {name: STAGES[name] for name in wanted}}
+
+
+def _finished(parts: Parts, scan: Scan) -> dict[str, Any]:
+    report = Report.model_validate(scan.report)
+    with parts.database.transaction() as session:
+        known = policies.list_policies(session, scan.tenant_id)
+        recent = scans.list_scans(session, scan.tenant_id, state=State.SUCCEEDED, limit=_OTHERS)
+    others = [other for other in recent if other.id != scan.id]
+    return {
+        "scan": scan,
+        "links": links(scan),
+        "summary": report.summary,
+        "pairs": pairs(report),
+        "policies": known,
+        "others": others,
+    }
+
+
+@router.get("/ui/compare", response_class=HTMLResponse)
+def compare_page(
+    request: Request, parts: PartsDep, visitor: Reader, scan: Annotated[list[str], Query(max_length=100)]
+) -> Response:
+    """Two scans, the older one first."""
+    if len(set(scan)) != 2:
+        raise InvalidRequest(f"Two different scans can be compared; {len(set(scan))} were chosen.")
+    found = sorted((find_scan(parts, visitor, one) for one in set(scan)), key=lambda one: one.created_at)
+    return page(request, "compare.html.j2", scans=found, comparison=compare(*found))
