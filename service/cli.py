@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -21,6 +20,21 @@ from rich.panel import Panel
 from rich.text import Text
 
 from service import steps, terminal
+from service.cli_options import (
+    ApiKey,
+    Budget,
+    Data,
+    FailOn,
+    Html,
+    JUnit,
+    Markdown,
+    Out,
+    PolicyName,
+    ReportFormat,
+    Sarif,
+    Severity,
+    Url,
+)
 from service.client import ApiError, Client, DigestMismatchError, UnreachableError
 from service.connection import DEFAULT_FOLDER, Connection
 from service.gate import Bar, Exit, Keep, judge
@@ -33,60 +47,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-
-
-class Budget(StrEnum):
-    """How much work a scan may be."""
-
-    QUICK = "quick"
-    STANDARD = "standard"
-    DEEP = "deep"
-
-
-class Severity(StrEnum):
-    """How bad a finding is."""
-
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-    CRITICAL = "critical"
-
-
-class ReportFormat(StrEnum):
-    """Formats of a report."""
-
-    JSON = "json"
-    HTML = "html"
-    SARIF = "sarif"
-    JUNIT = "junit"
-    CYCLONEDX = "cyclonedx"
-    MARKDOWN = "markdown"
-
-
-Url = Annotated[str | None, typer.Option(help="Address of the service.", envvar="SAUSCAN_URL")]
-ApiKey = Annotated[str | None, typer.Option(help="API key.", envvar="SAUSCAN_API_KEY")]
-Data = Annotated[
-    Path, typer.Option(help="Folder of an embedded service, to find it by.", envvar="SAUSCAN_DATA_DIR")
-]
-Out = Annotated[
-    Path | None, typer.Option(help="Save report.json, report.html and the cleaned model in this folder.")
-]
-Sarif = Annotated[Path | None, typer.Option(help="Save the report as SARIF in this file.", dir_okay=False)]
-JUnit = Annotated[
-    Path | None, typer.Option(help="Save the report as JUnit XML in this file.", dir_okay=False)
-]
-Html = Annotated[Path | None, typer.Option(help="Save the report as a page in this file.", dir_okay=False)]
-Markdown = Annotated[
-    Path | None, typer.Option(help="Save the report as Markdown in this file.", dir_okay=False)
-]
-PolicyName = Annotated[
-    str | None,
-    typer.Option("--policy", help="Exit with the verdict under this policy: NAME or NAME@VERSION."),
-]
-FailOn = Annotated[
-    Severity | None,
-    typer.Option(help="Fail only on findings of this severity or above, whatever the policy's own bar is."),
-]
 
 
 @app.command()

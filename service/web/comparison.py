@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from service.db.models import Scan
-from service.domain.report import Estimate, Finding, Report
+from service.domain.report import Estimate, Finding, Report, Trigger
 from service.reports.characters import spelled, visible
 from service.reports.figures import duration, flat, percent, probability
 from service.reports.html import CLIP_MEANINGS, COMPONENTS
@@ -60,13 +60,13 @@ def _rows(left: Facts, right: Facts) -> list[Row]:
 def _findings(report: Report | None) -> Iterator[tuple[str, str]]:
     """Findings are the same if rule and trigger are."""
     for finding in report.findings if report else ():
-        trigger = finding.trigger
-        name = (
-            f"{spelled(trigger.text)}, ids {', '.join(map(str, trigger.token_ids))}"
-            if trigger
-            else "no trigger"
-        )
-        yield f"{visible(finding.rule)}: {name}", _found(finding)
+        yield f"{visible(finding.rule)}: {_named(finding.trigger)}", _found(finding)
+
+
+def _named(trigger: Trigger | None) -> str:
+    if trigger is None:
+        return "no trigger"
+    return f"{spelled(trigger.text)}, ids {', '.join(map(str, trigger.token_ids)) or 'not given'}"
 
 
 def _found(finding: Finding) -> str:
@@ -90,10 +90,8 @@ def _cleaning(report: Report | None) -> Iterator[tuple[str, str]]:
     for key, (name, _) in CLIP_MEANINGS.items():
         pair = getattr(report.clip, key, None)
         if pair is not None:
-            yield (
-                f"CLIP: {name}",
-                f"{_estimate(pair.before, _score)} → {_estimate(pair.after, _score)}",
-            )
+            before, after = (_estimate(estimate, _score) for estimate in (pair.before, pair.after))
+            yield f"CLIP: {name}", f"{before} → {after}"
 
 
 def _score(value: float) -> str:
