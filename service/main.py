@@ -24,6 +24,7 @@ from service.api import (
     signatures,
     submissions,
     uploads,
+    webhooks,
 )
 from service.api.deps import Parts
 from service.api.schemas import MultipartSubmission, SubmissionBody
@@ -61,7 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.parts = parts
     errors.install(app)
     routed = (
-        submissions, uploads, blobs, scans, events, artifacts, signatures, policies, keys, audit, health,
+        submissions, uploads, blobs, scans, events, artifacts, signatures, policies, webhooks, keys, audit,
+        health,
     )  # fmt: skip
     for module in routed:
         app.include_router(module.router)

@@ -3,9 +3,11 @@
     Problem
     ├── Unauthenticated 401 · Forbidden 403
     ├── NotFound 404: ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence · NotSigned
-    │                 NoSigningKey · PolicyNotFound · KeyNotFound · UploadNotFound
+    │                 NoSigningKey · PolicyNotFound · KeyNotFound · UploadNotFound · WebhookNotFound
+    │                 DeliveryNotFound
     ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · Gone 410 · RangeNotSatisfiable 416
     ├── Conflict 409: ScanFinished · ScanActive · UploadOffsetMismatch · UploadUnfinished
+    │                 WebhookDisabled
     ├── UnsupportedTusVersion 412 · UploadLocked 423
     ├── InvalidRequest 422 · IdempotencyKeyReused 422 · RateLimited 429 · QuotaExceeded 429
     ├── DestinationRefused 422 · DestinationUnresolved 422
@@ -102,6 +104,14 @@ class KeyNotFound(NotFound):
     code, title = "key-not-found", "There is no such key in use"
 
 
+class WebhookNotFound(NotFound):
+    code, title = "webhook-not-found", "There is no such webhook"
+
+
+class DeliveryNotFound(NotFound):
+    code, title = "delivery-not-found", "The webhook has no such delivery"
+
+
 class NoReport(NotFound):
     code, title = "no-report", "The scan has no report"
 
@@ -160,6 +170,10 @@ class UploadLocked(Problem):
 
 class UnsupportedTusVersion(Problem):
     status, code, title = 412, "unsupported-tus-version", "Only version 1.0.0 of the tus protocol is spoken"
+
+
+class WebhookDisabled(Conflict):
+    code, title = "webhook-disabled", "The webhook's receiver said that it is gone"
 
 
 class Gone(Problem):

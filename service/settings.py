@@ -76,6 +76,12 @@ class Settings(BaseSettings):
         'a JSON list such as ["hooks.intranet"]',
     )
 
+    webhook_timeout_seconds: float = Field(15.0, description="a receiver must have answered by then")
+    webhook_first_retry_seconds: float = Field(
+        20.0, description="wait after the first failed try; it grows fourfold, to 12 hours, over 8 tries"
+    )
+    webhook_log_days: float = Field(30.0, description="messages that ended are kept for so long")
+
     requests_per_minute: int = Field(600, description="requests of one key")
     max_active_scans: int | None = Field(
         1000, description="scans of a tenant that wait or run; None sets no bound"

@@ -20,6 +20,7 @@ from service.db.models import Scan
 from service.db.quotas import Quota
 from service.db.session import Database
 from service.db.tenants import Principal
+from service.egress import Egress
 from service.problems import Forbidden, Gone, ScanNotFound, Unauthenticated
 from service.publication import open_signer
 from service.reports.signing import Signer
@@ -57,6 +58,11 @@ class Parts:
     def quota(self) -> Quota:
         """What a tenant may use that has no bounds of its own."""
         return Quota(self.settings.max_active_scans, self.settings.max_stored_bytes)
+
+    @cached_property
+    def egress(self) -> Egress:
+        """The way out to hosts that users name."""
+        return Egress(self.settings.egress_allowed_hosts)
 
     @cached_property
     def engine_version(self) -> str:

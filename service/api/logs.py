@@ -45,6 +45,8 @@ def configure(settings: Settings) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
+    for name in ("httpx2", "httpcore2"):  # they log whole URLs, and a webhook's may be a secret
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class AccessLog:

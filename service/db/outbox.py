@@ -43,10 +43,10 @@ def doorbell(database: Database) -> Iterator[Callable[[float], None]]:
 
 
 def claim_batch(session: Session, *, limit: int = 100) -> Sequence[Outbox]:
-    """Lock up to `limit` due messages, oldest first; other relays skip them until this transaction ends."""
+    """Lock up to `limit` unsent messages, oldest first; other relays skip them until the transaction ends."""
     statement = (
         select(Outbox)
-        .where(Outbox.sent_at.is_(None), Outbox.available_at <= func.now())
+        .where(Outbox.sent_at.is_(None))
         .order_by(Outbox.id)
         .limit(limit)
         .with_for_update(skip_locked=True)

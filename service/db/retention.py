@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Select, delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from service.db import events
+from service.db import events, webhooks
 from service.db.models import Artifact, Blob, Scan, Upload
 from service.db.scans import list_artifacts
 from service.db.submissions import lock_blob
@@ -21,6 +21,7 @@ def bury_scan(session: Session, scan: Scan) -> list[str]:
     for sha256 in hashes:
         lock_blob(session, sha256)
     events.forget(session, scan.id)
+    webhooks.forget_scan(session, scan.id)
     session.execute(delete(Artifact).where(Artifact.scan_id == scan.id))
     scan.deleted_at = session.scalar(select(func.now()))
     scan.filename, scan.report, scan.options, scan.static = "", None, {}, {}

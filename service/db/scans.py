@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from service.db import events, outbox
+from service.db import events, outbox, webhooks
 from service.db.models import Artifact, Scan
 from service.db.times import seconds
 from service.domain.states import TERMINAL, State, sources
@@ -56,6 +56,8 @@ class AlreadyFinishedError(Exception):
 
 def _enter(session: Session, scan_id: str, attempt: int, state: State, **details: Any) -> None:
     events.record(session, scan_id, attempt, "state", {"state": state.value, **details})
+    if state in TERMINAL:
+        webhooks.scan_ended(session, scan_id)
 
 
 # Reading

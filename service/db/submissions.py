@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from service.db import events, scans
+from service.db import events, scans, webhooks
 from service.db.ids import new_id
 from service.db.locks import lock
 from service.db.models import Blob, IdempotencyKey, Scan
@@ -170,3 +170,5 @@ def _announce_birth(session: Session, scan: Scan) -> None:
     events.record(session, scan.id, 0, "state", {"state": scan.state, **details})
     if scan.state == State.QUEUED:
         scans.announce(session, scan.id)
+    else:
+        webhooks.scan_ended(session, scan.id)

@@ -1,4 +1,4 @@
-"""`python -m service.events`: relay and reaper in one process, until SIGTERM or SIGINT."""
+"""`python -m service.events`: relay, reaper and webhooks in one process, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import threading
 
 from service.api.logs import configure
 from service.db.session import Database
-from service.events import reaper, relay
+from service.events import reaper, relay, webhooks
 from service.settings import get_settings
 
 
 def main() -> None:
-    """Run both until told to stop. Any number of these processes may run: rows are locked, not processes."""
+    """Run all until told to stop. Any number of these processes may run: rows are locked, not processes."""
     settings = get_settings()
     configure(settings)
-    database = Database(settings.database_url, pool_size=3)
+    database = Database(settings.database_url, pool_size=4)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    reaping = threading.Thread(target=reaper.run, args=(database, settings), kwargs={"stop": stop})
-    reaping.start()
+    beside = [
+        threading.Thread(target=run, args=(database, settings), kwargs={"stop": stop})
+        for run in (reaper.run, webhooks.run)
+    ]
+    for thread in beside:
+        thread.start()
     send = relay.celery_sender(settings.redis_url)
     relay.run(database, send, poll_seconds=settings.relay_seconds, stop=stop)
-    reaping.join()
+    for thread in beside:
+        thread.join()
     database.dispose()
 
 

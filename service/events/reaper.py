@@ -7,7 +7,7 @@ import threading
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from service.db import scans
+from service.db import scans, webhooks
 from service.db.session import Database
 from service.events.expiry import Expiry
 from service.settings import Settings
@@ -31,6 +31,7 @@ def run(database: Database, settings: Settings, *, stop: threading.Event) -> Non
 def reap_once(database: Database, settings: Settings) -> list[str]:
     """One round; returns the ids of the scans that were touched."""
     with database.transaction() as session:
+        webhooks.prune(session, keep_days=settings.webhook_log_days)
         return scans.reap(
             session,
             max_attempts=settings.max_attempts,

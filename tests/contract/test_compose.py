@@ -128,10 +128,11 @@ def test_our_containers_are_locked_down(name: str) -> None:
     assert "privileged" not in service
 
 
-def test_only_the_api_can_be_reached_or_reach_out() -> None:
+def test_only_the_api_can_be_reached_and_only_it_and_the_relay_reach_out() -> None:
     assert COMPOSE["networks"]["inside"]["internal"] is True
     open_ones = [name for name, service in SERVICES.items() if "edge" in service["networks"]]
-    assert open_ones == [name for name, service in SERVICES.items() if "ports" in service] == ["api"]
+    assert open_ones == ["api", "relay"]
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["api"]
 
 
 def test_services_wait_for_what_they_need() -> None:

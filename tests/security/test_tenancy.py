@@ -36,6 +36,8 @@ def fill(path: str, scan_id: str) -> str:
         "sha256": "0" * 64,
         "upload_id": "upl_" + "0" * 32,
         "key_id": "key_x",
+        "webhook_id": "whk_x",
+        "delivery_id": "msg_x",
     }
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
 
