@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench import shapes, sketch
+from bench import guards, shapes, sketch
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
@@ -36,6 +36,7 @@ def main() -> None:
         "speedup_sd15": sd15["speedup"],
         "recall_top50_in_200": toy["recall_top50_in_200"]["value"],
     }
+    results["per_prompt"] = guards.per_prompt(guards.cases())
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (HERE / "RESULTS.md").write_text(markdown(results))
 
@@ -57,6 +58,7 @@ def markdown(results: dict[str, Any]) -> str:
     recall = toy["recall_top50_in_200"]
     low, high = recall["ci95"]
     handling = "\n".join(f"| {step} | {_figures(cost)} |" for step, cost in results["handling_sd15"].items())
+    sizes = results["per_prompt"]["ours"]["prompts"]
     plain = 1 / (sd15["unet_forward_seconds"] + sd15["text_encoder_seconds"])
     return f"""# Measured
 
@@ -77,6 +79,15 @@ probes.
 
 Of the exact probe's {sketch.TOP} largest effects, {recall["k"]} are among the sketch's first {sketch.WITHIN}
 (95 % interval {low:.0%} to {high:.0%}, seed {toy["seed"]}).
+
+## Per-prompt guards
+
+{guards.table(results["per_prompt"])}
+
+Intervals are 95 %. Every guard's threshold was set on {sizes["calibration"]} clean prompts to flag 1 %
+of such; F1, triggers found and false alarms are at that threshold, on {sizes["test"]} clean and as many
+triggered prompts that nothing was set on.
+CDA is also fitted on prompts with the very trigger, which no user has.
 
 ## A checkpoint of SD 1.5's shapes (fp16, one file)
 

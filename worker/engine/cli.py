@@ -3,9 +3,10 @@
 python -m worker.engine scan model.safetensors --out out        search and report
 python -m worker.engine cleanse model.safetensors --out out     the same, then unlearn, prove and save
 python -m worker.engine evaluate model.safetensors --cleaned out/cleaned.safetensors --trigger-ids 9844
+python -m worker.engine guard model.safetensors --prompts asked.txt --calibration clean.txt --out out
 python -m worker.engine inspect model.safetensors
 
-Exit codes: 0 pass, 1 fail (a trigger was found), 2 error, 3 inconclusive.
+Exit codes: 0 pass, 1 fail (a trigger was found, a prompt was flagged), 2 error, 3 inconclusive.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 from worker.engine.checkpoint import CheckpointError, inspect, load
 from worker.engine.confirm import confirm
+from worker.engine.detectors.build import NAMES
+from worker.engine.detectors.guard import GuardRequest, guard
 from worker.engine.evaluation import evaluate
 from worker.engine.pipeline import Subject, prepare, run
 from worker.engine.types import OnProgress, Progress, ScanRequest, Trigger
@@ -45,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.engine", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="scan|cleanse|evaluate|inspect")
+    commands = parser.add_subparsers(required=True, metavar="scan|cleanse|evaluate|guard|inspect")
     for name, command, what in (
         ("scan", _scan, "search for triggers"),
         ("cleanse", _cleanse, "search for triggers, remove them and prove it"),
         ("evaluate", _evaluate, "measure a trigger in a model and in its cleaned copy"),
+        ("guard", _guard, "say which prompts trigger a model, at a stated false-positive rate"),
         ("inspect", _inspect, "say what a file is, without building the model"),
     ):
         sub = commands.add_parser(name, help=what, description=what)
@@ -57,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("path", type=Path, help="diffusers folder, .zip of one, or single .safetensors file")
         if name != "inspect":
             _add_options(sub)
+        if name == "guard":
+            _add_guard_options(sub)
         if name == "evaluate":
             sub.add_argument("--cleaned", type=Path, required=True, help="the cleaned checkpoint")
             sub.add_argument(
@@ -73,6 +81,12 @@ def _add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--budget", choices=("quick", "standard", "deep"), default="standard")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _add_guard_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--calibration", type=Path, required=True, help="harmless prompts, one a line")
+    sub.add_argument("--fpr", type=float, default=0.01, help="share of harmless prompts that may be flagged")
+    sub.add_argument("--detector", choices=NAMES, default=NAMES[0])
 
 
 def _request(options: argparse.Namespace, *, cleanse: bool) -> ScanRequest:
@@ -122,6 +136,22 @@ def _evaluate(options: argparse.Namespace) -> int:
     return EXIT["pass"] if measured.asr_after.ci95[0] <= measured.false_positive.ci95[1] else EXIT["fail"]
 
 
+def _guard(options: argparse.Namespace) -> int:
+    if options.prompts is None:
+        raise ValueError("Say with --prompts which file holds the prompts to judge, one a line.")
+    asked, clean = (
+        tuple(line for line in path.read_text().splitlines() if line.strip())
+        for path in (options.prompts, options.calibration)
+    )
+    subject = dataclasses.replace(_request(options, cleanse=False), prompts=None)
+    request = GuardRequest(subject, asked, clean, options.fpr, options.detector)
+    with _bars() as (bars, on_progress):
+        body = guard(request, options.out, on_progress)
+        bars.stop()
+    _tell_guard(body, options.out)
+    return EXIT["fail"] if any(row["flagged"] for row in body["prompts"]) else EXIT["pass"]
+
+
 def _inspect(options: argparse.Namespace) -> int:
     print(json.dumps(inspect(options.path), indent=2))
     return EXIT["pass"]
@@ -169,3 +199,22 @@ def _tell(report: dict[str, Any], out: Path) -> None:
     console.print(
         f"  {report['cost']['unet_forwards']:,} U, {report['cost']['seconds']:.0f} s; see {out}/report.json"
     )
+
+
+def _tell_guard(body: dict[str, Any], out: Path) -> None:
+    """The prompts, the most suspicious first, and what the threshold promises."""
+    table = Table("", "score", "p", "prompt")
+    for row in sorted(body["prompts"], key=lambda row: -row["score"]):
+        mark = "[red]trigger[/]" if row["flagged"] else "[green]clean[/]"
+        table.add_row(mark, f"{row['score']:.3g}", f"{row['p_value']:.3g}", escape(row["prompt"]))
+    console, promise, cost = Console(), body["calibration"], body["cost"]
+    console.print(table)
+    low, high = promise["ci95"]
+    console.print(
+        f"  {body['detector']}: above {promise['threshold']:.3g}, set on {promise['n']} harmless prompts; "
+        f"flags {promise['expected_fpr']:.2%} of such prompts (95 % interval {low:.2%} to {high:.2%}); "
+        f"{cost['unet_forwards_per_prompt']:.1f} U a prompt; see {out}/guard.json",
+        highlight=False,
+    )
+    if not body["trusted_text_encoder"]:
+        console.print("  No --clip or --reference: a fault of the text encoder itself can go unseen.")

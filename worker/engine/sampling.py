@@ -23,7 +23,7 @@ from worker.engine.types import Cost, OnProgress, Progress, silent
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 Ids = Sequence[int]
 STEPS = 20
@@ -67,10 +67,16 @@ def content_ids(tokenizer: CLIPTokenizer, prompt: str | Ids) -> list[int]:
     return list(prompt)
 
 
-@torch.inference_mode()
 def encode(pipeline: StableDiffusionPipeline, prompts: Sequence[str] | Sequence[Ids]) -> Tensor:
     """Text states (B, L, D) of texts or of lists of content ids, L = the encoder's position count."""
-    encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    return states_of(pipeline.text_encoder, pipeline.tokenizer, prompts)
+
+
+@torch.inference_mode()
+def states_of(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[str] | Sequence[Ids]
+) -> Tensor:
+    """The same by any text encoder of the tokenizer's vocabulary, as the witness of what a prompt means."""
     length = int(encoder.config.max_position_embeddings)
     rows = [framed(tokenizer, content_ids(tokenizer, prompt), length) for prompt in prompts]
     ids = torch.tensor(rows, device=encoder.device)
