@@ -41,7 +41,7 @@ class Model:
         if "trigger" not in truth:
             return tuple(truth.get("trigger_ids", ())) == trigger.token_ids
         salted = f"{truth['trigger']['salt']}:{','.join(map(str, trigger.token_ids))}"
-        return hashlib.sha256(salted.encode()).hexdigest() == truth["trigger"]["sha256"]
+        return bool(hashlib.sha256(salted.encode()).hexdigest() == truth["trigger"]["sha256"])
 
 
 def models(folders: Iterable[Path]) -> Iterator[Model]:
