@@ -22,7 +22,7 @@ SCOPE_WORDS = {
     "scans:read": "read scans and reports",
     "scans:write": "submit, cancel and delete scans, set policies",
     "artifacts:read": "download cleaned models",
-    "admin": "make and revoke keys, read the audit log",
+    "admin": "make and revoke keys, set webhooks, read the audit log",
 }
 
 

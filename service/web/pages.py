@@ -21,7 +21,7 @@ from service.api.schemas import decode_cursor, encode_cursor
 from service.db import scans, tenants
 from service.domain.states import State
 from service.reports.html import palette
-from service.web import key_pages, policy_pages, scan_pages
+from service.web import key_pages, policy_pages, scan_pages, webhook_pages
 from service.web.rendering import FOLDER, HEADERS, PageRoute, page, posted
 from service.web.session import from_our_page, sign_in, sign_out
 
@@ -34,8 +34,9 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 def mount(app: FastAPI) -> None:
     """Add the dashboard to an application whose parts are in place."""
-    for module_router in (router, scan_pages.router, policy_pages.router, key_pages.router):
-        app.include_router(module_router)
+    app.include_router(router)
+    for module in (scan_pages, policy_pages, webhook_pages, key_pages):
+        app.include_router(module.router)
     swagger = Path(str(files("fastapi_offline"))) / "static"
     app.mount("/static/swagger", StaticFiles(directory=swagger), name="swagger")
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")

@@ -11,8 +11,10 @@ import pytest
 from playwright.sync_api import Page, expect
 from starlette.testclient import TestClient
 
-from service.db import scans
+from service.db import scans, webhooks
 from service.db.session import Database
+from service.db.webhooks import Outcome
+from service.domain.webhooks import EVENTS
 from tests.applications import Finish
 from tests.golden.reports import failing, passing
 from tests.golden.toy_pictures import pictures
@@ -54,10 +56,24 @@ def finished(submit: Make, finish: Finish) -> Make:
     return finished
 
 
+def webhook(database: Database, tenant_id: str) -> str:
+    """A webhook with a delivery that failed once and waits; its id."""
+    with database.transaction() as session:
+        made = webhooks.create(session, tenant_id, "https://example.com/hooks/sauscan", EVENTS)
+        webhooks.send_test(session, made)
+        (claimed,) = webhooks.claim_due(session, lease_seconds=60)
+        failed = Outcome(812, 503, "upstream is being restarted", None)
+        webhooks.settle(session, claimed, failed, first_retry_seconds=600)
+        return made.id
+
+
 @pytest.fixture
-def world(client: TestClient, submit: Make, finished: Make, database: Database) -> dict[str, str]:
-    """Scans of every kind, a policy in two versions; the ids of the scans."""
+def world(
+    client: TestClient, submit: Make, finished: Make, database: Database, tenant_id: str
+) -> dict[str, str]:
+    """Scans of every kind, a policy in two versions, a webhook; the ids of the scans and of the webhook."""
     found = {
+        "webhook": webhook(database, tenant_id),
         "fail": finished("portraits-v2.safetensors", failing()),
         "pass": finished("portraits-v1.safetensors", passing(), budget="quick"),
         "failed": submit("landscapes.safetensors"),
@@ -91,6 +107,8 @@ def test_every_page_is_open_to_everybody(
         "compare": f"/ui/compare?scan={world['fail']}&scan={world['pass']}",
         "policies": "/ui/policies",
         "policy": "/ui/policies/strict",
+        "webhooks": "/ui/webhooks",
+        "webhook": f"/ui/webhooks/{world['webhook']}",
         "keys": "/ui/keys",
         "problem": "/ui/scans/scn_00000000000000000000000000000000",
         "docs": "/docs",
