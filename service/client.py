@@ -21,7 +21,12 @@ from typing import Any, Self
 
 import httpx2
 
+from service.resumable import ResumableUpload
+
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
+
+RESUMABLE_BYTES = 64 << 20
+"""Files of this size and more are sent so that a broken connection costs only what was on the wire."""
 
 _CHUNK = 1 << 20
 _TIMEOUT = httpx2.Timeout(30.0, read=120.0)
@@ -81,12 +86,26 @@ class Client:
         except ApiError as error:
             if error.code != "unknown-blob":
                 raise
+        if path.stat().st_size >= RESUMABLE_BYTES:
+            upload = self._upload_resumably(path, sha256, on_bytes)
+            return self._submit_source({"upload": upload}, path.name, options, force)
         return self._upload(path, sha256, options | {"force": force}, on_bytes)
 
     def _submit_known(self, sha256: str, name: str, options: dict[str, Any], force: bool) -> dict[str, Any]:
-        body = {"source": {"sha256": sha256}, "options": options, "force": force}
+        return self._submit_source({"sha256": sha256}, name, options, force)
+
+    def _submit_source(
+        self, source: dict[str, str], name: str, options: dict[str, Any], force: bool
+    ) -> dict[str, Any]:
+        body = {"source": source, "options": options, "force": force}
         headers = {"X-Filename": name} if name.isascii() and name.isprintable() else {}
         return self._json("POST", "/scans", json=body, headers=headers)
+
+    def _upload_resumably(self, path: Path, sha256: str, on_bytes: OnBytes | None) -> str:
+        """The id of the upload."""
+        with _transport_errors():
+            answer = _checked(ResumableUpload(self._http, path, sha256, on_bytes).run())
+        return answer.headers["Location"].rpartition("/")[2]
 
     def _upload(
         self, path: Path, sha256: str, fields: dict[str, Any], on_bytes: OnBytes | None
