@@ -148,7 +148,6 @@ async function send(file) {
     localStorage.removeItem(memory(file));
     window.location.assign(`/ui${response.headers.get("Location")}`);
   } catch (error) {
-    if (!stopping.signal.aborted) localStorage.removeItem(memory(file));
     show(false, stopping.signal.aborted ? "" : error.message);
   }
 }
