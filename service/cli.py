@@ -19,7 +19,7 @@ import typer
 from rich.panel import Panel
 from rich.text import Text
 
-from service import steps, terminal
+from service import audit_cli, steps, terminal
 from service.cli_options import (
     ApiKey,
     Budget,
@@ -253,6 +253,23 @@ def cancel(scan_id: str, url: Url = None, api_key: ApiKey = None, data: Data = D
     with _client(url, api_key, data) as client:
         scan = client.cancel(scan_id)
         console.print("cancelled" if scan["state"] == "cancelled" else "the worker will stop within seconds")
+
+
+app.add_typer(audit_cli.commands, name="audit")
+
+
+@audit_cli.commands.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="One JSON object a line, oldest first.", dir_okay=False)],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = DEFAULT_FOLDER,
+) -> None:
+    """Save the tenant's audit log; needs a key with the scope admin."""
+    with _client(url, api_key, data) as client:
+        entries = client.audit_log()
+    file.write_text("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries))
+    console.print(f"saved {len(entries)} entries in {file}")
 
 
 @app.command("demo")

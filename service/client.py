@@ -215,9 +215,16 @@ class Client:
         partial.replace(target)
         return target
 
-    def signing_key(self) -> bytes:
-        """The service's public key, in PEM."""
-        return self._send("GET", "/signing-key").content
+    def audit_log(self) -> list[dict[str, Any]]:
+        """The tenant's audit log, oldest entry first."""
+        entries: list[dict[str, Any]] = []
+        before: int | None = None
+        while True:
+            page = self._json("GET", "/audit", params=_without_nones({"limit": 500, "before": before}))
+            entries += page["entries"]
+            before = page["next"]
+            if before is None:
+                return entries[::-1]
 
     def _events(self, scan_id: str, last_event: str | None) -> Iterator[httpx2.ServerSentEvent]:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event} if last_event else {})}

@@ -138,8 +138,7 @@ class Stack:
         binaries, user = _initialise_postgres(data, self._secrets["postgres"])
         sockets = _socket_folder(data, user)
         _remove_stale_locks(data, sockets)
-        password = self._secrets["postgres"]
-        url = f"postgresql://postgres:{password}@/postgres?host={quote(str(sockets))}"
+        url = _postgres_url(self._secrets, sockets)
         command = [
             *(str(binaries / "postgres"), "-D", str(data), "-k", str(sockets), "-h", ""),
             *("-c", "unix_socket_permissions=0700"),
@@ -184,6 +183,16 @@ def _secrets(folder: Path) -> dict[str, str]:
         write_private(path, json.dumps({name: secrets.token_urlsafe(24) for name in ("postgres", "valkey")}))
     found: dict[str, str] = json.loads(path.read_text())
     return found
+
+
+def _postgres_url(secrets: Mapping[str, str], sockets: Path) -> str:
+    return f"postgresql://postgres:{secrets['postgres']}@/postgres?host={quote(str(sockets))}"
+
+
+def database_url(folder: Path) -> str:
+    """Of the PostgreSQL that runs in a folder. Raises FileNotFoundError if none ever did."""
+    found: dict[str, str] = json.loads((folder / "secrets.json").read_text())
+    return _postgres_url(found, _socket_path(folder / "postgres"))
 
 
 def _signing_key(folder: Path) -> Path:
@@ -243,17 +252,24 @@ def _set_password(binaries: Path, data: Path, password: str, user: str | None) -
 
 
 def _socket_folder(data: Path, user: str | None) -> Path:
-    """The data folder itself, or a short path of its own if that is too long for a socket's address."""
-    if len(os.fsencode(data)) <= _MAX_SOCKET_PATH - len("/.s.PGSQL.5432"):
+    """The folder of `_socket_path`, made if it is not there, and the server's."""
+    folder = _socket_path(data)
+    if folder == data:
         return data
-    digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"sauscan-{os.getuid()}-{digest}"
     folder.mkdir(mode=0o700, exist_ok=True)
     owner = os.getuid() if user is None else pwd.getpwnam(user).pw_uid
     if folder.is_symlink() or folder.stat().st_uid not in (os.getuid(), owner):
         raise PermissionError(f"{folder} belongs to somebody else")
     os.chown(folder, owner, -1)
     return folder
+
+
+def _socket_path(data: Path) -> Path:
+    """The data folder itself, or a short path of its own if that is too long for a socket's address."""
+    if len(os.fsencode(data)) <= _MAX_SOCKET_PATH - len("/.s.PGSQL.5432"):
+        return data
+    digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"sauscan-{os.getuid()}-{digest}"
 
 
 def _remove_stale_locks(data: Path, sockets: Path) -> None:

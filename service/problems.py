@@ -5,7 +5,8 @@
     ├── NotFound 404: ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence · NotSigned
     │                 NoSigningKey · PolicyNotFound · KeyNotFound · UploadNotFound · WebhookNotFound
     │                 DeliveryNotFound
-    ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · Gone 410 · RangeNotSatisfiable 416
+    ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · RangeNotSatisfiable 416
+    ├── Gone 410: ModelRemoved
     ├── Conflict 409: ScanFinished · ScanActive · UploadOffsetMismatch · UploadUnfinished
     │                 WebhookDisabled
     ├── UnsupportedTusVersion 412 · UploadLocked 423
@@ -178,6 +179,10 @@ class WebhookDisabled(Conflict):
 
 class Gone(Problem):
     status, code, title = 410, "scan-deleted", "The scan was deleted"
+
+
+class ModelRemoved(Gone):
+    code, title = "model-removed", "The cleaned model was removed; its report is still there"
 
 
 class RangeNotSatisfiable(Problem):

@@ -88,6 +88,20 @@ class Settings(BaseSettings):
     )
     max_stored_bytes: int | None = Field(None, description="bytes that a tenant keeps; None sets no bound")
 
+    retention_report_days: float | None = Field(
+        None, description="a scan is deleted so long after its end, with all that it made; None keeps it"
+    )
+    retention_model_days: float | None = Field(
+        None, description="a cleaned model is removed so long after the end of its scan; None keeps it"
+    )
+    retention_upload_days: float | None = Field(
+        None, description="an upload that no scan used for so long is removed; None keeps it"
+    )
+    sweep_seconds: float = Field(3600.0, description="time between two looks for what has outlived its time")
+    orphan_seconds: float = Field(
+        86_400.0, description="stored bytes and scratch files that no row names are removed at this age"
+    )
+
     event_poll_seconds: float = 0.5
     event_heartbeat_seconds: float = 15.0
     event_connection_seconds: float = Field(

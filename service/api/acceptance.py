@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service import publication
 from service.api.audit import note
-from service.api.deps import Parts
+from service.api.deps import Parts, checked
 from service.api.schemas import SubmissionFields
 from service.db import scans, submissions, uploads
 from service.db.models import Scan, Upload
@@ -125,6 +125,7 @@ def _create(parts: Parts, session: Session, wish: Wish, submission: Submission) 
         raise QuotaExceeded("Wait until a scan has ended.", headers={"Retry-After": "60"}) from error
     except StoredBytesExceededError as error:
         raise QuotaExceeded("Delete scans that are not needed.", headers={"Retry-After": "3600"}) from error
+    checked(scan)  # the first scan of an Idempotency-Key may be deleted by now
     note(session, wish.principal, "scan.submitted", scan.id, sha256=scan.blob_sha256, reused=reused)
     if submission.decided is not None and not reused:
         _publish(parts, session, scan, submission.decided)

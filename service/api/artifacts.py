@@ -17,7 +17,7 @@ from service.api.ranges import conditional_download
 from service.db import scans
 from service.db.models import Artifact, Scan
 from service.db.tenants import Principal
-from service.problems import NoEvidence, NoModel, NoReport, NotAcceptable
+from service.problems import ModelRemoved, NoEvidence, NoModel, NoReport, NotAcceptable, Problem
 from service.reports import FORMATS, media_types, render
 
 router = APIRouter(tags=["results"])
@@ -151,14 +151,14 @@ async def _read_all(parts: Parts, artifact: Artifact) -> bytes:
         200: _BINARY,
         206: _BINARY | {"description": "A part of the file"},
         304: {"description": "The client has this file"},
-        **problems.responses(*_ONE, problems.NoModel, problems.RangeNotSatisfiable),
+        **problems.responses(*_ONE, problems.NoModel, problems.ModelRemoved, problems.RangeNotSatisfiable),
     },
 )
 async def download_model(scan_id: str, request: Request, parts: PartsDep, principal: Downloader) -> Response:
     """In the format the model came in. `ETag` and `Repr-Digest` hold its SHA-256; ranges can be resumed."""
     artifact = await run_in_threadpool(_artifact, parts, principal, scan_id, "model", None)
     if artifact is None:
-        raise NoModel
+        raise await run_in_threadpool(_no_model, parts, principal, scan_id)
     await run_in_threadpool(_note_download, parts, principal, scan_id, artifact)
     return conditional_download(request, artifact, parts.blobs)
 
@@ -185,6 +185,14 @@ async def download_evidence(
     if artifact is None:
         raise NoEvidence
     return conditional_download(request, artifact, parts.blobs)
+
+
+def _no_model(parts: Parts, principal: Principal, scan_id: str) -> Problem:
+    scan = find_scan(parts, principal, scan_id)
+    if scan.model_removed_at is None:
+        return NoModel()
+    days = parts.settings.retention_model_days
+    return ModelRemoved(f"Models are kept for {days} days. Submit the file again for another.")
 
 
 def _note_download(parts: Parts, principal: Principal, scan_id: str, artifact: Artifact) -> None:

@@ -133,5 +133,5 @@ def checked(scan: Scan | None) -> Scan:
     if scan is None:
         raise ScanNotFound
     if scan.deleted_at is not None:
-        raise Gone
+        raise Gone(f"Since {scan.deleted_at:%Y-%m-%d %H:%M:%S %Z}; the audit log says who did it.")
     return scan

@@ -131,6 +131,7 @@ def delete_scan(scan_id: str, parts: PartsDep, principal: Writer) -> None:
         scan = checked(scans.get_scan(session, principal.tenant_id, scan_id, lock=True))
         if scan.state not in TERMINAL:
             raise ScanActive("Cancel it first.")
+        unneeded = retention.bury_scan(session, scan)  # locks bytes before the log, as submissions do
         note(session, principal, "scan.deleted", scan_id, sha256=scan.blob_sha256)
-        for sha256 in retention.bury_scan(session, scan):
+        for sha256 in unneeded:
             parts.blobs.delete(sha256)

@@ -290,10 +290,11 @@ class DeliveryPage(BaseModel):
 
 
 class AuditEntryResource(BaseModel):
-    """One entry; `hash` covers it and `previous`."""
+    """One entry; `hash` covers all of it, `previous` included."""
 
     model_config = ConfigDict(from_attributes=True)
 
+    tenant_id: str
     number: int
     at: datetime
     key_id: str

@@ -60,6 +60,7 @@ _REQUEST_BODY = {
         problems.UploadUnfinished,
         problems.UploadLocked,
         problems.UploadTimeout,
+        problems.Gone,
         problems.UploadTooLarge,
         problems.UnsupportedFormat,
         problems.UnsupportedEncoding,

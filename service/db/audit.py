@@ -8,9 +8,9 @@ cut off at the end leave a shorter chain that is intact: keep the `head` elsewhe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -26,11 +26,27 @@ GENESIS = "0" * 64
 
 @dataclass(frozen=True)
 class Verification:
-    """entries: how many were read. head: the last hash. broken_at: the first entry that does not fit."""
+    """entries: how many fit. head: the last hash of these. broken_at: the first number that does not."""
 
     entries: int
     head: str
     broken_at: int | None
+
+
+@dataclass(frozen=True)
+class LoggedEntry:
+    """An entry as an export holds it, with the fields of the row."""
+
+    tenant_id: str
+    number: int
+    at: datetime
+    key_id: str
+    action: str
+    subject: str
+    request_id: str | None
+    details: dict[str, Any]
+    previous: str
+    hash: str
 
 
 def append(
@@ -70,7 +86,7 @@ def append(
     return entry
 
 
-def entry_hash(entry: AuditEntry) -> str:
+def entry_hash(entry: AuditEntry | LoggedEntry) -> str:
     """SHA-256 over everything in the entry but its own hash."""
     content = {
         "tenant_id": entry.tenant_id,
@@ -96,15 +112,24 @@ def list_entries(
     return session.scalars(statement.order_by(AuditEntry.number.desc()).limit(limit)).all()
 
 
-def verify(session: Session, tenant_id: str) -> Verification:
-    """Recompute the tenant's chain from its start."""
-    head, number = GENESIS, 0
-    for entry in _oldest_first(session, tenant_id):
-        number += 1
-        if entry.number != number or entry.previous != head or entry.hash != entry_hash(entry):
-            return Verification(number - 1, head, broken_at=number)
-        head = entry.hash
-    return Verification(number, head, broken_at=None)
+def verify(session: Session, tenant_id: str, *, head: str | None = None) -> Verification:
+    """Recompute the tenant's chain from its start; head as in `check`."""
+    return check(_oldest_first(session, tenant_id), head=head)
+
+
+def check(entries: Iterable[AuditEntry | LoggedEntry], *, head: str | None = None) -> Verification:
+    """Recompute a chain, oldest entry first.
+
+    head: the hash that the chain ended with once. If it is not in it now, the chain is broken at its end:
+    entries were cut off there, or all were written anew.
+    """
+    last, number, passed = GENESIS, 0, head in (None, GENESIS)
+    for entry in entries:
+        if entry.number != number + 1 or entry.previous != last or entry.hash != entry_hash(entry):
+            return Verification(number, last, broken_at=number + 1)
+        last, number = entry.hash, number + 1
+        passed = passed or last == head
+    return Verification(number, last, broken_at=None if passed else number + 1)
 
 
 def _oldest_first(session: Session, tenant_id: str) -> Iterator[AuditEntry]:

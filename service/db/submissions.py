@@ -103,7 +103,7 @@ def _replayed(session: Session, submission: Submission) -> Scan | None:
 
 
 def _reusable(session: Session, submission: Submission) -> Scan | None:
-    """The newest scan of the same bytes, engine and configuration that succeeded or still may."""
+    """The newest scan of the same bytes, engine and configuration that succeeded or still may, all there."""
     if submission.force:
         return None
     statement = (
@@ -116,6 +116,7 @@ def _reusable(session: Session, submission: Submission) -> Scan | None:
             Scan.state.in_([State.QUEUED, State.RUNNING, State.SUCCEEDED]),
             Scan.cancel_requested.is_(False),
             Scan.deleted_at.is_(None),
+            Scan.model_removed_at.is_(None),
         )
         .order_by(Scan.created_at.desc())
         .limit(1)

@@ -40,6 +40,11 @@ def ensure_tenant(session: Session, name: str) -> str:
     return session.scalars(select(Tenant.id).where(Tenant.name == name)).one()
 
 
+def list_tenants(session: Session) -> Sequence[Tenant]:
+    """All of them, by name."""
+    return session.scalars(select(Tenant).order_by(Tenant.name)).all()
+
+
 def create_key(session: Session, tenant_id: str, *, name: str, scopes: Sequence[str] = SCOPES) -> str:
     """Make a key and return its token."""
     _, token = issue_key(session, tenant_id, name=name, scopes=scopes)

@@ -1,4 +1,4 @@
-"""`python -m service.events`: relay, reaper and webhooks in one process, until SIGTERM or SIGINT."""
+"""`python -m service.events`: relay, reaper, sweeper and webhooks in one process, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 from service.api.logs import configure
 from service.db.session import Database
-from service.events import reaper, relay, webhooks
+from service.events import reaper, relay, sweeper, webhooks
 from service.settings import get_settings
 
 
@@ -15,13 +15,13 @@ def main() -> None:
     """Run all until told to stop. Any number of these processes may run: rows are locked, not processes."""
     settings = get_settings()
     configure(settings)
-    database = Database(settings.database_url, pool_size=4)
+    database = Database(settings.database_url, pool_size=5)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     beside = [
         threading.Thread(target=run, args=(database, settings), kwargs={"stop": stop})
-        for run in (reaper.run, webhooks.run)
+        for run in (reaper.run, sweeper.run, webhooks.run)
     ]
     for thread in beside:
         thread.start()

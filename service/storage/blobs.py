@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 _CHUNK = 1 << 20
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobMissingError(KeyError):
@@ -59,6 +62,9 @@ class BlobStore(Protocol):
 
     def delete(self, sha256: str) -> None:
         """Remove the bytes; nothing happens if there are none."""
+
+    def older_than(self, seconds: float) -> Iterator[list[str]]:
+        """The hashes of everything that was stored at least so long ago, in batches."""
 
     def read(self, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes [start, end) in chunks. Raises BlobMissingError on the first."""
@@ -107,6 +113,9 @@ class FolderBlobs:
     def delete(self, sha256: str) -> None:
         (self.root / blob_path(sha256)).unlink(missing_ok=True)
 
+    def older_than(self, seconds: float) -> Iterator[list[str]]:
+        return _older_than(self._store, seconds)
+
     async def read(self, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:
         async for chunk in _read(self._store, sha256, start, end):
             yield chunk
@@ -153,9 +162,19 @@ class BucketBlobs:
     def delete(self, sha256: str) -> None:
         obstore.delete(self._store, blob_path(sha256))
 
+    def older_than(self, seconds: float) -> Iterator[list[str]]:
+        return _older_than(self._store, seconds)
+
     async def read(self, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:
         async for chunk in _read(self._store, sha256, start, end):
             yield chunk
+
+
+def _older_than(store: LocalStore | S3Store, seconds: float) -> Iterator[list[str]]:
+    limit = datetime.now(UTC) - timedelta(seconds=seconds)
+    for batch in obstore.list(store, prefix="sha256", chunk_size=1000):
+        old = (entry for entry in batch if entry["last_modified"] <= limit)
+        yield [name for entry in old if _HASH.fullmatch(name := entry["path"].rpartition("/")[2])]
 
 
 async def _read(store: LocalStore | S3Store, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:

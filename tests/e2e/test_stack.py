@@ -43,6 +43,10 @@ def test_a_stranger_submits_a_model(stack: Stack, checkpoint: Path, tmp_path: Pa
     altered = verify(result, key)
     assert (altered.returncode, altered.stdout.split()) == (1, ["altered", "report.json"])
 
+    assert stack.sauscan("audit", "verify").returncode == 0
+    assert stack.sauscan("audit", "export", str(tmp_path / "log")).returncode == 0
+    assert stack.sauscan("audit", "verify", str(tmp_path / "log")).returncode == 0
+
     again = stack.sauscan("submit", str(checkpoint))
     assert "answered by an earlier scan" in again.stderr
     assert again.stdout.startswith("scn_")
