@@ -16,6 +16,7 @@ from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
 from service.api.logs import configure
+from service.publication import open_signer
 from service.settings import Settings, get_settings
 from worker import lease
 
@@ -54,7 +55,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 
 def make_app(settings: Settings) -> Celery:
-    """The application, bound to the broker that the settings name."""
+    """The application, bound to the broker that the settings name. Raises UnusableKeyError."""
+    open_signer(settings)  # a key that cannot be used stops the start, and not the first scan
     celery = Celery("sauscan", broker=settings.redis_url, include=["worker.tasks"])
     celery.conf.update(_configuration(settings))
     return celery

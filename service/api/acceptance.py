@@ -126,9 +126,9 @@ def _create(parts: Parts, session: Session, wish: Wish, submission: Submission) 
     except StoredBytesExceededError as error:
         raise QuotaExceeded("Delete scans that are not needed.", headers={"Retry-After": "3600"}) from error
     checked(scan)  # the first scan of an Idempotency-Key may be deleted by now
-    note(session, wish.principal, "scan.submitted", scan.id, sha256=scan.blob_sha256, reused=reused)
     if submission.decided is not None and not reused:
         _publish(parts, session, scan, submission.decided)
+    note(session, wish.principal, "scan.submitted", scan.id, sha256=scan.blob_sha256, reused=reused)
     return scan, reused
 
 

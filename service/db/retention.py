@@ -29,8 +29,10 @@ def bury_scan(session: Session, scan: Scan) -> list[str]:
     Returns the hashes of the bytes that nothing refers to now. They are locked until commit: remove them
     before it. The caller has locked the scan and knows that it ended.
     """
-    hashes = sorted({*_upload_of(scan), *(artifact.sha256 for artifact in list_artifacts(session, scan.id))})
-    for sha256 in hashes:
+    results = {artifact.sha256 for artifact in list_artifacts(session, scan.id)}
+    hashes = [*_upload_of(scan), *sorted(results.difference(_upload_of(scan)))]
+    for sha256 in hashes:  # first what came in, then what came out: submissions lock in that order too
+        lock_blob(session, sha256)
         lock_blob(session, sha256)
     events.forget(session, scan.id)
     webhooks.forget_scan(session, scan.id)

@@ -167,6 +167,6 @@ class Sweeper:
                     yield path
 
 
-def _note(session: Session, tenant_id: str, action: str, subject: str, sha256: str) -> None:
+def _note(session: Session, tenant_id: str, action: str, subject: str, sha256: str | None) -> None:
     actor = Principal(tenant_id, RETENTION, frozenset())
     audit.append(session, actor, action, subject, details={"sha256": sha256})

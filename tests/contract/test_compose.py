@@ -155,6 +155,16 @@ def test_settings_are_settings() -> None:
     assert used <= known
 
 
+def test_the_signing_override_fits() -> None:
+    """It mounts the key where the setting says, in services that exist; and no other container gets it."""
+    override = yaml.safe_load((ROOT / "docker" / "signing.yml").read_text())
+    assert set(override["services"]) == {"api", "worker-gpu", "worker-cpu"} <= set(SERVICES)
+    for service in override["services"].values():
+        [secret] = service["secrets"]
+        assert secret in override["secrets"]
+        assert service["environment"] == {"SAUSCAN_SIGNING_KEY": f"/run/secrets/{secret}"}
+
+
 def test_a_worker_has_longer_to_stop_than_it_takes() -> None:
     from service.settings import Settings
 

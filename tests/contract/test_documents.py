@@ -49,7 +49,8 @@ def test_commands_exist(document: Path) -> None:
 def test_settings_are_settings(document: Path) -> None:
     known = {f"SAUSCAN_{field}".upper() for field in Settings.model_fields}
     of_the_client = {"SAUSCAN_URL", "SAUSCAN_API_KEY"}
-    of_compose = set(re.findall(r"\$\{(SAUSCAN_\w+)", (ROOT / "docker-compose.yml").read_text()))
+    compose = "".join((ROOT / name).read_text() for name in ("docker-compose.yml", "docker/signing.yml"))
+    of_compose = set(re.findall(r"\$\{(SAUSCAN_\w+)", compose))
     assert set(re.findall(r"SAUSCAN_\w+", text(document))) <= known | of_the_client | of_compose
 
 
