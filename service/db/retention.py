@@ -33,7 +33,6 @@ def bury_scan(session: Session, scan: Scan) -> list[str]:
     hashes = [*_upload_of(scan), *sorted(results.difference(_upload_of(scan)))]
     for sha256 in hashes:  # first what came in, then what came out: submissions lock in that order too
         lock_blob(session, sha256)
-        lock_blob(session, sha256)
     events.forget(session, scan.id)
     webhooks.forget_scan(session, scan.id)
     session.execute(delete(Artifact).where(Artifact.scan_id == scan.id))
