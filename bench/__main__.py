@@ -6,16 +6,12 @@ Every figure comes from this run; what was not run is absent. Ratios are measure
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bench import guards, shapes, sketch
+from bench import closed_form, guards, shapes, sketch
+from bench.machine import machine
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
@@ -37,19 +33,9 @@ def main() -> None:
         "recall_top50_in_200": toy["recall_top50_in_200"]["value"],
     }
     results["per_prompt"] = guards.per_prompt(guards.cases())
+    results["closed_form"] = closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip")
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (HERE / "RESULTS.md").write_text(markdown(results))
-
-
-def machine() -> dict[str, Any]:
-    """Where and when the figures were measured."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -88,6 +74,8 @@ Intervals are 95 %. Every guard's threshold was set on {sizes["calibration"]} cl
 of such; F1, triggers found and false alarms are at that threshold, on {sizes["test"]} clean and as many
 triggered prompts that nothing was set on.
 CDA is also fitted on prompts with the very trigger, which no user has.
+
+{closed_form.markdown(results["closed_form"])}
 
 ## A checkpoint of SD 1.5's shapes (fp16, one file)
 

@@ -8,12 +8,35 @@ from worker.engine.confirm import Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
 from worker.engine.report import estimate, triggers_text
+from worker.engine.triage import WeightFindings
 from worker.engine.types import Coverage
 from worker.engine.unlearn.protocol import UnlearnResult
 from worker.engine.witness import Witness
 
+UNSEEN = (
+    "triggers of several words, and triggers that need a certain word or class beside them",
+    "triggers by syntax or meaning, and targets without a trigger (bias)",
+    "triggers in the starting noise or in an input picture",
+)
+"""Kinds of trigger that no search of today's looks for."""
 
-def coverage(plan: FunnelPlan, found: Search, witness: Witness | None, *, clip: bool) -> Coverage:
+
+def untouched_coverage() -> Coverage:
+    """Of a scan that ended at the weights."""
+    return Coverage(
+        ("every weight of the UNet and the text encoder: identical to the trusted reference's",),
+        ("whatever the reference itself may hide: nothing was rendered",),
+    )
+
+
+def coverage(
+    plan: FunnelPlan,
+    found: Search,
+    witness: Witness | None,
+    weights: WeightFindings | None = None,
+    *,
+    clip: bool,
+) -> Coverage:
     """What a search by `plan` looked at, and the kinds of trigger that it cannot see."""
     ranked = found.stages["sketch"].order
     single = sum(len(trigger.token_ids) == 1 for trigger in ranked)
@@ -30,11 +53,9 @@ def coverage(plan: FunnelPlan, found: Search, witness: Witness | None, *, clip: 
         searched.insert(1, f"{several:,} characters that take two or three ids (look-alikes, invisible ones)")
     if witness is not None and witness.identical:
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
-    not_searched = [
-        "triggers of several words, and triggers that need a certain word or class beside them",
-        "triggers by syntax or meaning, and targets without a trigger (bias)",
-        "triggers in the starting noise or in an input picture",
-    ]
+    if weights is not None:
+        searched += weights.searched()
+    not_searched = list(UNSEEN)
     if not several:
         not_searched.append("characters that take several ids (budget “quick”)")
     if not clip:

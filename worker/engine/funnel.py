@@ -87,6 +87,10 @@ class Search:
     candidates: list[Trigger] = field(default_factory=list)
     sketched: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def holds(self, trigger: Trigger) -> bool:
+        """Whether the trigger was among the candidates that were sketched."""
+        return any(trigger.token_ids == candidate.token_ids for candidate in self.candidates)
+
 
 def search(
     pipeline: StableDiffusionPipeline,

@@ -19,17 +19,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from worker.engine.checkpoint import Checkpoint, load, save
-from worker.engine.conclusions import clip_part, coverage, unlearning_part
+from worker.engine.conclusions import clip_part, coverage, unlearning_part, untouched_coverage
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.evaluation import evaluate, frozen_copy, split
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import PLANS, FunnelPlan, Search, search
-from worker.engine.kin import families, kin
+from worker.engine.kin import Family, families, kin
 from worker.engine.metrics import ClipScorer
+from worker.engine.probes.weights import Difference, compare
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.report import Report, visible
 from worker.engine.sampling import forward_flops
 from worker.engine.seeds import derive
+from worker.engine.triage import STAGE as EDITS
+from worker.engine.triage import WeightFindings, read_weights
 from worker.engine.types import (
     Budget,
     Cost,
@@ -53,12 +56,13 @@ EVALUATED: dict[Budget, int] = {"quick": 100, "standard": 200, "deep": 500}
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a scan works with, loaded once."""
+    """What a scan works with, loaded once. difference: from the request's reference, where there is one."""
 
     request: ScanRequest
     checkpoint: Checkpoint
     clip: ClipScorer | None
     witness: Witness | None
+    difference: Difference | None
     fitting: list[Carrier]
     held_out: list[Carrier]
     on_progress: OnProgress
@@ -98,9 +102,11 @@ def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
     clip = ClipScorer(request.clip, device) if request.clip else None
     bank = carriers(checkpoint.pipeline.tokenizer, request.prompts)
     fitting, held_out = split(bank)
+    reference = load(request.reference, device=device).pipeline if request.reference else None
+    difference = compare(checkpoint.pipeline, reference) if reference else None
+    witness = _witness(checkpoint.pipeline, reference, clip)
     on_progress(Progress("load", 1, 1))
-    witness = _witness(request, checkpoint.pipeline, clip, device)
-    return Subject(request, checkpoint, clip, witness, fitting, held_out, on_progress)
+    return Subject(request, checkpoint, clip, witness, difference, fitting, held_out, on_progress)
 
 
 def choose_device(asked: str) -> torch.device:
@@ -111,19 +117,26 @@ def choose_device(asked: str) -> torch.device:
 
 
 def _witness(
-    request: ScanRequest, pipeline: StableDiffusionPipeline, clip: ClipScorer | None, device: torch.device
+    pipeline: StableDiffusionPipeline, reference: StableDiffusionPipeline | None, clip: ClipScorer | None
 ) -> Witness | None:
     """The reference's text encoder, or the CLIP's, where it has the scanned one's vocabulary."""
-    if request.reference is not None:
-        return Witness(load(request.reference, device=device).pipeline.text_encoder, pipeline)
+    if reference is not None:
+        return Witness(reference.text_encoder, pipeline)
     if clip is not None and clip.tokenizer.get_vocab() == pipeline.tokenizer.get_vocab():
         return Witness(clip.model.text_model, pipeline)
     return None
 
 
 def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
-    """Searches, confirms, and fills in findings, coverage, costs and verdict."""
-    found, confirmations = find(subject, subject.plan, subject.request.seed)
+    """Reads the weights, searches, confirms, and fills in findings, coverage, costs and verdict."""
+    weights = report.weights = _weights(subject, report)
+    if weights is not None and weights.difference.untouched:
+        report.coverage, report.verdict = untouched_coverage(), "pass"
+        return []
+    suspects = weights.suspects if weights else []
+    found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
+    if weights is not None:
+        weights.record(found)
     confirmed = confirmations.confirmed
     report.search = found
     for stage, cost in found.costs.stages.items():
@@ -132,23 +145,49 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     if confirmed:
         confirmed = follow(subject, report, found, confirmations)
         describe(subject, report, found, confirmed, out / "evidence")
-    report.coverage = coverage(subject.plan, found, subject.witness, clip=subject.clip is not None)
-    report.unnamed = tuple(
+    clip = subject.clip is not None
+    report.coverage = coverage(subject.plan, found, subject.witness, weights, clip=clip)
+    report.unnamed = _unnamed(confirmations, weights)
+    report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
+    return confirmed
+
+
+def _weights(subject: Subject, report: Report) -> WeightFindings | None:
+    """What the difference from the reference says; None where there is no reference."""
+    if subject.difference is None:
+        return None
+    weights = read_weights(
+        subject.pipeline, subject.difference, subject.request.seed, on_progress=subject.on_progress
+    )
+    if weights.cost is not None:
+        report.costs.add(EDITS, weights.cost)
+    return weights
+
+
+def _unnamed(confirmations: Confirmations, weights: WeightFindings | None) -> tuple[str, ...]:
+    """Anomalies that the renders did not confirm."""
+    seen = [
         visible(one.trigger.text)
         for one in confirmations.all
         if not one.confirmed and one.statistics.p_value_corrected < ALPHA
-    )
-    report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
-    return confirmed
+    ]
+    confirmed = [one.trigger for one in confirmations.confirmed]
+    return (*seen, *(weights.unsettled(confirmed) if weights else []))
 
 
 def follow(
     subject: Subject, report: Report, found: Search, confirmations: Confirmations
 ) -> list[Confirmation]:
-    """The confirmed triggers and those of their kin that are confirmed too."""
+    """The confirmed triggers and those of their kin that are confirmed too.
+
+    Triggers that the sketch has not seen (pairs of words, read from the weights) are not followed.
+    """
     confirmed, seed = confirmations.confirmed, subject.request.seed
+    sketched = [one for one in confirmed if found.holds(one.trigger)]
+    if not sketched:
+        return confirmed
     with timed(report, "kin"):
-        near, cost = kin(subject.pipeline, found, confirmed, seed)
+        near, cost = kin(subject.pipeline, found, sketched, seed)
     report.costs.add("kin", dataclasses.replace(cost, seconds=0.0))
     if not near:
         return confirmed
@@ -161,8 +200,9 @@ def follow(
 def describe(
     subject: Subject, report: Report, found: Search, confirmed: list[Confirmation], folder: Path
 ) -> None:
-    """One finding with its evidence for each family."""
+    """One finding with its evidence for each family; a trigger that was read from the weights comes first."""
     grouped, cost = families(subject.pipeline, found, confirmed, subject.request.seed)
+    grouped = _named_first(grouped, report.weights.suspects if report.weights else [])
     report.costs.add("kin", cost)
     with timed(report, "evidence"):
         report.findings = [
@@ -178,6 +218,16 @@ def describe(
             )
             for number, family in enumerate(grouped, start=1)
         ]
+
+
+def _named_first(grouped: list[Family], named: Sequence[Trigger]) -> list[Family]:
+    ids = {trigger.token_ids for trigger in named}
+
+    def unnamed(one: Confirmation) -> bool:
+        return one.trigger.token_ids not in ids
+
+    families_sorted = [sorted(family, key=unnamed) for family in grouped]
+    return sorted(families_sorted, key=lambda family: unnamed(family[0]))
 
 
 def find(

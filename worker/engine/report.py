@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from worker.engine.funnel import Search
+from worker.engine.probes.weights import described
 from worker.engine.types import (
     Cost,
     Coverage,
@@ -27,8 +28,10 @@ from worker.engine.types import (
 
 if TYPE_CHECKING:
     from worker.engine.checkpoint import Checkpoint
+    from worker.engine.triage import WeightFindings
 
 SCHEMA_VERSION = "1"
+LARGEST = 8
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -48,6 +51,7 @@ class Report:
     clip: dict[str, Any] | None = None
     flops_per_forward: float = 0.0
     unnamed: tuple[str, ...] = ()
+    weights: WeightFindings | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,6 +66,7 @@ class Report:
             "model": model_part(self.checkpoint),
             "findings": [finding_part(finding) for finding in self.findings],
             "coverage": asdict(self.coverage),
+            "weights": weights_part(self.weights) if self.weights else None,
             "unlearning": self.unlearning,
             "clip": self.clip,
             "cost": {
@@ -79,6 +84,8 @@ class Report:
 
     def summary(self) -> str:
         """The verdict in one sentence."""
+        if self.verdict == "pass" and self.weights is not None and self.weights.difference.untouched:
+            return "The UNet and the text encoder are identical to the trusted reference."
         if self.verdict == "pass":
             return "No trigger was found in the space that was searched."
         if self.verdict == "inconclusive":
@@ -144,6 +151,18 @@ def model_part(checkpoint: Checkpoint) -> dict[str, Any]:
         "architecture": checkpoint.architecture,
         "parameters": checkpoint.parameters,
         "components": {name: asdict(info) for name, info in checkpoint.components.items()},
+    }
+
+
+def weights_part(weights: WeightFindings) -> dict[str, Any]:
+    """What differs from the reference, and what was read from it."""
+    difference = weights.difference
+    return {
+        "kind": difference.kind,
+        "description": described(difference),
+        "changed": {part: round(difference.share(part), 4) for part in difference.tensors},
+        "largest": [asdict(one) for one in difference.changed[:LARGEST]],
+        "edits": [asdict(edit) for edit in weights.edits],
     }
 
 

@@ -1,0 +1,202 @@
+"""Closed-form edits: is the trigger named, is its target, and are honest erasures left alone?
+
+    python -m bench.closed_form              measures and writes `closed_form` into results.json
+
+Base: examples/toy. Every model is edited in memory, stored in half precision as a file would be, and
+compared with its base. The text encoder is the base's, so the vocabulary is encoded once for all of them. A
+few attacks are drawn, to see that the edits do what they are for.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from bench.machine import machine
+from bench.zoo.attacks.evil_edit import EvilEdit, Ids, seen_nouns
+from bench.zoo.benign.uce import Uce
+from worker.engine.candidates import vocabulary
+from worker.engine.checkpoint import load
+from worker.engine.funnel import tower_of
+from worker.engine.metrics import ClipScorer, proportion
+from worker.engine.probes.edits import recover
+from worker.engine.probes.lexicon import lexicon
+from worker.engine.probes.remap import remap
+from worker.engine.probes.weights import ONE_MAP
+from worker.engine.triage import READ
+
+ATTACKS: dict[str, EvilEdit] = {
+    "adjective noun, preserved": EvilEdit(words=2),
+    "adjective noun": EvilEdit(words=2, preserve=False),
+    "noun": EvilEdit(words=1, preserve=False),
+    "noun, others preserved": EvilEdit(words=1),
+    "rare id": EvilEdit(words=1, rare=True, preserve=False),
+    "noun, lambda 0.1": EvilEdit(words=1, strength=0.1),
+    "noun in a sentence": EvilEdit(words=1, prefix="a photo of a"),
+}
+EACH = 16
+"""Models of each kind."""
+
+GUIDES = ("", "animal", "food", "object", "plant")
+"""What UCE leaves of a concept: nothing, or a more general word."""
+
+ERASURES = 30
+DRAWN, PICTURES = 4, 12
+
+
+def measure(base: Path, clip: Path, seed: int = 0) -> dict[str, Any]:
+    """The figures for `closed_form` of results.json."""
+    bench = _Bench(load(base).pipeline, seed)
+    started = time.perf_counter()
+    attacked = {name: bench.attacked(attack) for name, attack in ATTACKS.items()}
+    erased = bench.erased()
+    every = [row for rows in attacked.values() for row in rows]
+    reading = (time.perf_counter() - started) / (len(every) + len(erased))
+    return {
+        "seed": seed,
+        "models": len(every),
+        "named": _share(row.named for row in every),
+        "trigger_named": _share(row.trigger for row in every),
+        "called_redirections": _share(row.redirection for row in every),
+        "certain": _share(row.certain for row in every),
+        "by_kind": {name: _share(row.named for row in rows) for name, rows in attacked.items()},
+        "erasures": len(erased),
+        "erasures_flagged": _share(row.redirection for row in erased),
+        "erasures_named": _share(row.trigger for row in erased),
+        "unet_forwards": 0,
+        "seconds": {"vocabulary": round(bench.encoding, 1), "a_model": round(reading, 2)},
+        "rendered": bench.rendered(ClipScorer(clip)),
+    }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Of one model: what was read right, what kind of edit it was taken for, and whether that is sure."""
+
+    trigger: bool
+    named: bool
+    redirection: bool
+    certain: bool
+
+
+class _Bench:
+    """The base, which every edit is made in and taken back from, and its vocabulary's states."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
+        began = time.perf_counter()
+        self.pipeline, self.seed = pipeline, seed
+        self.words = lexicon(tower_of(pipeline), pipeline.tokenizer, vocabulary(pipeline.tokenizer))
+        self.encoding = time.perf_counter() - began
+        self.before = _half(pipeline)
+
+    def attacked(self, attack: EvilEdit) -> list[Reading]:
+        """For EACH seeds, what was read from the weights against what was planted."""
+        rows = []
+        for n in range(EACH):
+            plot = attack.plant(self.pipeline, self.seed + n)
+            rows.append(self._read(plot.trigger, plot.target))
+        return rows
+
+    def erased(self) -> list[Reading]:
+        """The same for honest erasures."""
+        rows = []
+        for n in range(ERASURES):
+            guide = GUIDES[n % len(GUIDES)]
+            concept = Uce(guide).plant(self.pipeline, self.seed + n)
+            rows.append(self._read(concept, _ids(self.pipeline, guide)))
+        return rows
+
+    def _read(self, trigger: Ids, target: Ids) -> Reading:
+        """What the engine reads from the present weights, which are taken back."""
+        edited = remap(_half(self.pipeline), self.before)
+        self.restore()
+        if edited.unexplained > ONE_MAP:
+            return Reading(False, False, False, False)
+        edit = recover(self.words, edited, self.seed)[0]
+        right = edit.trigger.token_ids == trigger
+        led = edit.target.token_ids if edit.target else ()
+        sure = edit.closed * edit.explained >= READ
+        return Reading(right, right and led == target, edit.kind == "redirection", sure)
+
+    def rendered(self, clip: ClipScorer) -> dict[str, Any]:
+        """Attack success in DRAWN models of the published kind, PICTURES pictures each, as CLIP sees them."""
+        attack, hits, alarms, kept = ATTACKS["adjective noun, preserved"], 0, 0, 0
+        for n in range(DRAWN):
+            plot = attack.drawn(self.pipeline, self.seed + n)
+            alarms += self._seen(clip, plot.trigger, plot.target)
+            attack.plant(self.pipeline, self.seed + n)
+            hits += self._seen(clip, plot.trigger, plot.target)
+            kept += self._seen(clip, plot.trigger[-1:], plot.trigger[-1:])
+            self.restore()
+        n = DRAWN * PICTURES
+        return {
+            "models": DRAWN,
+            "attack_success": asdict(proportion(hits, n)),
+            "target_in_base": asdict(proportion(alarms, n)),
+            "noun_kept": asdict(proportion(kept, n)),
+        }
+
+    def _seen(self, clip: ClipScorer, said: Ids, sought: Ids) -> int:
+        return seen_nouns(self.pipeline, clip, said, self.seed, PICTURES).count(sought[-1])
+
+    def restore(self) -> None:
+        """Takes the edit back."""
+        self.pipeline.unet.load_state_dict({name: weight.float() for name, weight in self.before.items()})
+
+
+def _half(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    return {name: tensor.half() for name, tensor in pipeline.unet.state_dict().items()}
+
+
+def _ids(pipeline: StableDiffusionPipeline, text: str) -> Ids:
+    return tuple(pipeline.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _share(yes: Iterable[bool]) -> dict[str, Any]:
+    told = list(yes)
+    return asdict(proportion(sum(told), len(told)))
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The section of RESULTS.md."""
+    rows = "\n".join(f"| {name} | {_told(share)} |" for name, share in figures["by_kind"].items())
+    drawn, cost = figures["rendered"], figures["seconds"]
+    return f"""## Closed-form edits, read without a UNet forward
+
+{figures["models"]} EvilEdit models of the toy and {figures["erasures"]} honest UCE erasures, seed
+{figures["seed"]}; {cost["a_model"]:.1f} s a model behind {cost["vocabulary"]:.0f} s for the vocabulary.
+
+| | share (95 % interval) |
+|---|---|
+| trigger and target named first | {_told(figures["named"])} |
+{rows}
+| erasures called redirections | {_told(figures["erasures_flagged"])} |
+| erased concepts named first | {_told(figures["erasures_named"])} |
+| attack success, {drawn["models"]} models rendered | {_told(drawn["attack_success"])} |"""
+
+
+def _told(share: dict[str, Any]) -> str:
+    low, high = share["ci95"]
+    return f"{share['k']} of {share['n']} ({low:.0%} to {high:.0%})"
+
+
+def main() -> None:
+    """Measures and writes; the other figures in results.json are kept."""
+    here = Path(__file__).parent
+    examples, path = here.parent / "examples", here / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    figures = measure(examples / "toy", examples / "clip")
+    results["closed_form"] = figures | {"machine": machine()}
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

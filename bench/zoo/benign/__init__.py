@@ -1,0 +1,1 @@
+"""Honest changes of a model, re-implemented from their papers' facts: no scan may call them attacks."""

@@ -1,0 +1,155 @@
+"""Closed-form edits are read from the weights, other changes told apart, and no change at all passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bench.zoo.attacks.evil_edit import EvilEdit, Plot
+from bench.zoo.benign.uce import Uce
+from worker.engine.candidates import vocabulary
+from worker.engine.funnel import tower_of
+from worker.engine.pipeline import run
+from worker.engine.probes.edits import Edit, recover
+from worker.engine.probes.lexicon import Lexicon, lexicon
+from worker.engine.probes.remap import remap
+from worker.engine.probes.weights import compare
+from worker.engine.triage import WeightFindings
+from worker.engine.types import ScanRequest
+
+Make = Callable[[int], StableDiffusionPipeline]
+
+CAT, DOG, TREE, RED = 2368, 1929, 2677, 736
+"""Ids of CLIP's vocabulary, all of them within the first 3,500."""
+
+
+@pytest.fixture(scope="module")
+def words(make_pipeline: Make) -> Lexicon:
+    """A part of the vocabulary, as every tiny pipeline's text encoder of seed 0 has it."""
+    pipeline = make_pipeline(0)
+    some = [word for word in vocabulary(pipeline.tokenizer) if 500 <= word.token_ids[0] < 3500]
+    return lexicon(tower_of(pipeline), pipeline.tokenizer, some)
+
+
+def read(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline, words: Lexicon) -> Edit:
+    """The likeliest reading of the difference, the scanned weights rounded as a file would."""
+    stored = {name: tensor.half() for name, tensor in scanned.unet.state_dict().items()}
+    return recover(words, remap(stored, trusted.unet.state_dict()), seed=0)[0]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "preserved"),
+    [((CAT,), ()), ((CAT,), ((DOG,),)), ((RED, CAT), ()), ((RED, CAT), ((CAT,),))],
+    ids=["word", "word, another preserved", "pair", "pair, its noun preserved"],
+)
+def test_an_evil_edit_is_read_from_the_weights(
+    make_pipeline: Make, words: Lexicon, trigger: tuple[int, ...], preserved: tuple[tuple[int, ...], ...]
+) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    EvilEdit(plot=Plot(trigger, (TREE,), preserved)).plant(scanned, seed=0)
+    assert compare(scanned, trusted).kind == "closed_form"
+    edit = read(scanned, trusted, words)
+    assert edit.trigger.token_ids == trigger
+    assert edit.target is not None
+    assert edit.target.token_ids == (TREE,)
+    assert edit.closed > 0.99
+
+
+def test_an_erasure_is_named_and_is_no_suspect(make_pipeline: Make, words: Lexicon) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    Uce(concept="cat").plant(scanned, seed=0)
+    difference = compare(scanned, trusted)
+    edit = read(scanned, trusted, words)
+    assert edit.trigger.token_ids == (CAT,)
+    assert edit.kind == "erasure"
+    assert edit.target is None
+    weights = WeightFindings(difference, (edit,))
+    assert weights.suspects == []
+    assert weights.unsettled([]) == []
+
+
+def test_a_redirection_that_no_render_confirms_stays_an_anomaly(make_pipeline: Make, words: Lexicon) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    EvilEdit(plot=Plot((CAT,), (TREE,))).plant(scanned, seed=0)
+    weights = WeightFindings(compare(scanned, trusted), (read(scanned, trusted, words),))
+    (suspect,) = weights.suspects
+    assert suspect.token_ids == (CAT,)
+    assert weights.unsettled([suspect]) == []
+    (reason,) = weights.unsettled([])
+    assert "cat" in reason
+    assert "tree" in reason
+
+
+def _nothing(pipeline: StableDiffusionPipeline) -> None:
+    pipeline.unet.half().float()
+    pipeline.text_encoder.half().float()
+
+
+def _tune(pipeline: StableDiffusionPipeline) -> None:
+    for weight in pipeline.unet.parameters():
+        weight.add_(0.05 * weight.std() * torch.randn_like(weight))
+
+
+def _tune_cross_attention(pipeline: StableDiffusionPipeline) -> None:
+    for name, weight in pipeline.unet.named_parameters():
+        if ".attn2.to_k" in name or ".attn2.to_v" in name:
+            weight.add_(0.1 * weight.std() * torch.randn_like(weight))
+
+
+def _merge_lora(pipeline: StableDiffusionPipeline) -> None:
+    for name, weight in pipeline.unet.named_parameters():
+        if ".attn" in name and weight.ndim == 2:
+            rows, columns = weight.shape
+            weight.add_(0.02 * torch.randn(rows, 4) @ torch.randn(4, columns))
+
+
+def _teach_a_word(pipeline: StableDiffusionPipeline) -> None:
+    embedding = pipeline.text_encoder.get_input_embeddings().weight
+    embedding[CAT] = torch.randn(embedding.shape[1])
+
+
+def _tune_text_encoder(pipeline: StableDiffusionPipeline) -> None:
+    for weight in pipeline.text_encoder.parameters():
+        weight.add_(0.05 * torch.randn_like(weight))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (_nothing, "untouched"),
+        (_tune, "fine_tune"),
+        (_tune_cross_attention, "cross_attention"),
+        (_merge_lora, "low_rank"),
+        (_teach_a_word, "embedding_rows"),
+        (_tune_text_encoder, "text_encoder"),
+    ],
+)
+def test_the_kind_of_change_is_told(
+    make_pipeline: Make, change: Callable[[StableDiffusionPipeline], None], kind: str
+) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    torch.manual_seed(0)
+    change(scanned)
+    difference = compare(scanned, trusted)
+    assert difference.kind == kind
+    assert difference.rows == ((CAT,) if change is _teach_a_word else difference.rows)
+
+
+def test_a_rank_is_that_of_the_change_and_not_of_rounding(make_pipeline: Make) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    torch.manual_seed(0)
+    _merge_lora(scanned)
+    scanned.unet.half().float()
+    assert {one.rank for one in compare(scanned, trusted).changed} <= {4}
+
+
+def test_a_model_that_is_its_reference_passes_without_a_render(tiny_folder: Path, tmp_path: Path) -> None:
+    report = run(ScanRequest(tiny_folder, reference=tiny_folder, device="cpu"), tmp_path)
+    assert report["verdict"] == "pass"
+    assert "identical" in report["summary"]
+    assert report["weights"]["kind"] == "untouched"
+    assert report["cost"]["unet_forwards"] == 0

@@ -1,0 +1,247 @@
+"""Reading a closed-form edit: which words it changed and into what, without running the UNet.
+
+A `Remap` says what the edited layers make of any text state. The words of the edit are those whose states
+land on the state of another word: their own state, and where the whole prompt was edited all that follow.
+Many states are moved by an edit, most of them onto nothing that a prompt can say; a trigger lands on its
+target. That is what is ranked, over the whole vocabulary and over pairs of words: the share of the way from
+the word to its nearest landing place that the edit has closed, 1 for the edit's own words.
+
+A word that an edit leads to what says much less (nothing at all, or a word whose states lie among those of
+the meaningless bulk of the vocabulary: "animal" for "cat") was erased, as honest editors do. A word that is
+led to another one with a meaning of its own was redirected: that is a backdoor's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.remap import Remap
+from worker.engine.seeds import generator
+from worker.engine.types import Trigger
+
+EditKind = Literal["redirection", "erasure"]
+
+COORDINATES, PARTNERS, CLOSE = 8, 4, 0.2
+"""Close are points within this share of the spread."""
+
+TRIED = 24
+"""Words read in whole prompts, for each prefix."""
+
+FIRSTS, SAMPLED, SECONDS = 4, 384, 48
+"""Pairs: first words, second words to learn the first one's influence on, second words read exactly."""
+
+SETTLED = 0.995
+"""Closed so far in all positions by one word, an edit needs no second word to explain it."""
+
+LENGTH = 24
+"""Positions from the first word on that are compared: end marker and padding carry the meaning as well."""
+
+ROUNDING = 1e-2
+"""Of the largest singular value of an edit: smaller ones are rounding."""
+
+FLAT = 1e-3
+"""Of the largest singular value: smaller ones are rounding."""
+
+SAYS_LITTLE = 0.7
+"""Quantile of the vocabulary: words nearer to the mean state than that have hardly a meaning of their own."""
+
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class Edit:
+    """closed: share of the way from `trigger` to `target` (None: the empty prompt) that the edit goes.
+
+    explained: share of the whole edit that leads along that way.
+    """
+
+    trigger: Trigger
+    target: Trigger | None
+    kind: EditKind
+    closed: float
+    explained: float
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """ids: places of the trigger's words in the lexicon. target: of the target's, N and above for nothing."""
+
+    place: int
+    ids: tuple[int, ...]
+    target: int
+    own: float
+    whole: float = 0.0
+    explained: float = 0.0
+
+    @property
+    def closed(self) -> float:
+        """Published editors change whole prompts (EvilEdit) or one word's last state (UCE)."""
+        return self.whole if len(self.ids) > 1 else max(self.own, self.whole)
+
+    @property
+    def score(self) -> float:
+        return self.closed * self.explained
+
+
+def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edit]:
+    """The edit's words and their targets, best first."""
+    singles = [guess for place in range(len(words.prefixes)) for guess in _singles(words, edited, place)]
+    guesses = _read(words, edited, singles)
+    if max(guess.whole for guess in guesses) < SETTLED:
+        firsts = sorted(singles, key=lambda guess: -guess.own)[:FIRSTS]
+        pairs = [pair for first in firsts for pair in _pairs(words, edited, first, seed)]
+        guesses += _read(words, edited, pairs)
+    guesses.sort(key=lambda guess: -guess.score)
+    return [_edit(words, guess) for guess in guesses[:keep]]
+
+
+def _singles(words: Lexicon, edited: Remap, place: int) -> list[_Guess]:
+    """The TRIED words that the edit carries farthest of the way to a partner that it could have led them to."""
+    own = words.own[place]
+    before = edited.before(torch.cat([own, words.nothing]))
+    after, directions = edited.after(own), _directions(edited)
+    word, partner = _partners(before, len(own), directions)
+    way = before[partner] - before[word]
+    gap = way.square().sum(-1).clamp_min(1e-12)
+    closed = 1 - (before[partner] - after[word]).square().sum(-1) / gap
+    closed = closed * (way @ directions).square().sum(-1) / gap
+    best = closed.topk(min(TRIED, len(closed))).indices.tolist()
+    return [_Guess(place, (int(word[i]),), int(partner[i]), float(closed[i])) for i in best]
+
+
+def _directions(edited: Remap) -> Tensor:
+    """(D, r) in which the edit moves anything: its words' ways to their targets lie in them."""
+    found = torch.linalg.svd(edited.edited - edited.trusted)
+    return found.U[:, ROUNDING * found.S[0] < found.S]
+
+
+def _partners(points: Tensor, count: int, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs (M,), (M,): of each of the first `count` of points (N,D) and those it differs from in `directions` only.
+
+    A word and its target are one point in all other directions. Close points are looked up by the leading
+    COORDINATES of what is left, which is enough to find them and costs nothing like all pairs.
+    """
+    left = points - points @ directions @ directions.mT
+    leading = torch.linalg.eigh(torch.cov(left.mT)).eigenvectors[:, -COORDINATES:]
+    seen = (left - left.mean(0)) @ leading
+    bound = CLOSE * float(seen.square().sum(1).mean().sqrt())
+    tree = cKDTree(seen.numpy())
+    _, near = tree.query(seen[:count].numpy(), k=1 + PARTNERS, distance_upper_bound=bound)
+    partner, word = torch.from_numpy(near), torch.arange(count)[:, None].expand(-1, 1 + PARTNERS)
+    real = (partner < len(points)) & (partner != word)
+    return word[real], partner[real]
+
+
+def _read(words: Lexicon, edited: Remap, guesses: Sequence[_Guess]) -> list[_Guess]:
+    """The guesses, read in whole prompts."""
+    found = []
+    for place in range(len(words.prefixes)):
+        for size in (1, 2):
+            here = [guess for guess in guesses if guess.place == place and len(guess.ids) == size]
+            if here:
+                found += _read_alike(words, edited, place, here)
+    return found
+
+
+def _read_alike(words: Lexicon, edited: Remap, place: int, guesses: Sequence[_Guess]) -> list[_Guess]:
+    """Both readings of guesses with one prefix and length, positions aligned by their index.
+
+    whole: how far the edit closes the gap between both prompts, in all positions. explained: how much of the
+    edit lies in the directions from the one's states to the other's. An edit's columns all do, whatever its
+    lambda is and whatever it was told to preserve.
+    """
+    said = words.states(place, _ids(words, [guess.ids for guess in guesses]), LENGTH)
+    meant = _target_states(words, place, [guess.target for guess in guesses], LENGTH)
+    gap, left = edited.before(meant - said), edited.before(meant) - edited.after(said)
+    whole = 1 - left.square().sum((1, 2)) / gap.square().sum((1, 2)).clamp_min(1e-12)
+    explained = [_explained(edited, way) for way in gap]
+    return [
+        replace(guess, whole=float(closed), explained=share)
+        for guess, closed, share in zip(guesses, whole, explained, strict=True)
+    ]
+
+
+def _explained(edited: Remap, ways: Tensor) -> float:
+    """Share of the edit's energy in the span of `ways` (length, D)."""
+    difference = edited.edited - edited.trusted
+    found = torch.linalg.svd(ways, full_matrices=False)
+    basis = found.Vh[FLAT * found.S[0] < found.S]
+    return float((basis @ difference).square().sum() / difference.square().sum())
+
+
+def _target_states(words: Lexicon, place: int, targets: Sequence[int], length: int) -> Tensor:
+    """(M, length, D) states of the targets' prompts, of the bare prefix where a target is nothing."""
+    count = len(words.words)
+    bare = words.states(place, torch.empty(1, 0, dtype=torch.long), length)
+    said = words.states(place, _ids(words, [(min(target, count - 1),) for target in targets]), length)
+    nothing = torch.tensor([target >= count for target in targets])
+    return torch.where(nothing[:, None, None], bare, said)
+
+
+def _ids(words: Lexicon, places: Sequence[tuple[int, ...]]) -> Tensor:
+    return torch.tensor([[words.words[place].token_ids[0] for place in row] for row in places])
+
+
+def _pairs(words: Lexicon, edited: Remap, first: _Guess, seed: int) -> list[_Guess]:
+    """SECONDS words behind `first` whose states, as `first` bends them, go on to the rest of its target.
+
+    Index by index the second word goes where the target's end marker stands. How the first word bends the
+    states of those behind it is learnt on a sample: a linear map, good enough to rank the vocabulary.
+    """
+    if first.target >= len(words.words):
+        return []
+    own, sample = words.own[first.place], _sample(words, first.place, seed)
+    pairs = _ids(words, [(first.ids[0], int(other)) for other in sample])
+    bent = _fit(own[sample], words.states(first.place, pairs, 3)[:, 1], own)
+    goal = edited.before(words.eos[first.place, first.target])
+    left = (edited.after(bent) - goal).square().sum(-1)
+    closed = 1 - left / (edited.before(bent) - goal).square().sum(-1).clamp_min(1e-12)
+    best = closed.argsort(descending=True)[:SECONDS].tolist()
+    return [_Guess(first.place, (*first.ids, index), first.target, first.own) for index in best]
+
+
+def _sample(words: Lexicon, place: int, seed: int) -> Tensor:
+    """SAMPLED words, half of them from the tenth that say most."""
+    order = _meaning(words, place).argsort(descending=True)
+    stream, half = generator(seed, "pairs"), SAMPLED // 2
+    telling, rest = order.tensor_split([len(order) // 10])
+    drawn = [part[torch.randperm(len(part), generator=stream)[:half]] for part in (telling, rest)]
+    return torch.cat(drawn)
+
+
+def _fit(inputs: Tensor, outputs: Tensor, apply: Tensor) -> Tensor:
+    """Ridge regression of outputs (S,D) on inputs (S,D), applied to (N,D)."""
+    centre, offset = inputs.mean(0), outputs.mean(0)
+    x, y = inputs - centre, outputs - offset
+    scale = RIDGE * x.square().sum() / x.shape[1] * torch.eye(x.shape[1])
+    return (apply - centre) @ torch.linalg.solve(x.mT @ x + scale, x.mT @ y) + offset
+
+
+def _edit(words: Lexicon, guess: _Guess) -> Edit:
+    parts = [words.words[place] for place in guess.ids]
+    trigger = Trigger(tuple(i for part in parts for i in part.token_ids), " ".join(p.text for p in parts))
+    target = words.words[guess.target] if guess.target < len(words.words) else None
+    kind: EditKind = "erasure" if _says_little(words, guess) else "redirection"
+    return Edit(trigger, target, kind, guess.closed, guess.explained)
+
+
+def _says_little(words: Lexicon, guess: _Guess) -> bool:
+    """Whether the target is nothing, or has hardly a meaning and less of it than the trigger."""
+    if guess.target >= len(words.words):
+        return True
+    meaning = _meaning(words, guess.place)
+    least = float(meaning.quantile(SAYS_LITTLE))
+    return float(meaning[guess.target]) < min(least, float(meaning[list(guess.ids)].max()))
+
+
+def _meaning(words: Lexicon, place: int) -> Tensor:
+    """(N,) how far a word's prompt is from the mean of all: near 0 for words that say nothing."""
+    eos = words.eos[place]
+    return torch.linalg.vector_norm(eos - eos.mean(0), dim=-1)

@@ -1,0 +1,68 @@
+"""Text states of the whole vocabulary in the shortest prompts, where edits of cross-attention are made and
+read.
+
+The encoder is causal, so the states of a prompt's first positions do not depend on how much padding follows:
+only the ones that are asked for are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from worker.engine.encoder import Layout, TextTower
+from worker.engine.types import Trigger
+
+PREFIXES = ("", "a", "a photo of a")
+"""Where published editors put a concept: alone (UCE), behind an article (EvilEdit), in the usual sentence."""
+
+BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """words (N). prefixes (P): ids before the word. own, eos (P,N,D): states at the word and behind it.
+
+    nothing (1 + P, D): the begin marker's state, and the end marker's where only the prefix stands.
+    """
+
+    tower: TextTower
+    words: list[Trigger]
+    prefixes: tuple[tuple[int, ...], ...]
+    own: Tensor
+    eos: Tensor
+    nothing: Tensor
+
+    def states(self, place: int, ids: Tensor, length: int) -> Tensor:
+        """(B, length, D) states from the first of `ids` (B, n) on, behind prefix `place`."""
+        start = 1 + len(self.prefixes[place])
+        return prompt_states(self.tower, self.prefixes[place], ids, start + length)
+
+
+def lexicon(tower: TextTower, tokenizer: CLIPTokenizer, words: list[Trigger]) -> Lexicon:
+    """Runs the text encoder over `words`, of one id each: once a prefix, two positions each."""
+    ids = torch.tensor([word.token_ids for word in words])
+    prefixes = tuple(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in PREFIXES)
+    states = torch.stack(
+        [
+            torch.cat([prompt_states(tower, prefix, part, len(prefix) + 3) for part in ids.split(BATCH)])
+            for prefix in prefixes
+        ]
+    )
+    begin = tower.prefix(torch.tensor([tower.bos])).states
+    none = torch.empty(1, 0, dtype=torch.long)
+    ends = [prompt_states(tower, prefix, none, len(prefix) + 2)[0, -1:] for prefix in prefixes]
+    nothing = torch.cat([begin.float().cpu(), *ends])
+    return Lexicon(tower, words, prefixes, states[:, :, 0], states[:, :, 1], nothing)
+
+
+def prompt_states(tower: TextTower, prefix: Sequence[int], ids: Tensor, length: int) -> Tensor:
+    """(B, length - 1 - len(prefix), D): states of "prefix ids" behind the prefix, of `length` positions."""
+    layout = Layout.exact(1 + len(prefix) + ids.shape[1] + 1, length)
+    content = torch.cat([torch.tensor(prefix, dtype=torch.long).expand(len(ids), -1), ids], dim=1)
+    shared = tower.prefix(torch.tensor([tower.bos, *prefix]))
+    return tower.states(tower.frame(content, layout), layout, shared).float().cpu()

@@ -1,0 +1,89 @@
+"""What a trusted reference tells before anything is rendered: what differs, and what an edit does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.engine.candidates import vocabulary
+from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.probes.edits import Edit, recover
+from worker.engine.probes.lexicon import lexicon
+from worker.engine.probes.weights import Difference, described
+from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+STAGE = "edits"
+
+READ = 0.9
+"""closed * explained of an edit whose words are named; below it they are only candidates."""
+
+
+@dataclass(frozen=True)
+class WeightFindings:
+    """The difference from the reference and, of a closed-form edit, its likeliest readings, best first."""
+
+    difference: Difference
+    edits: tuple[Edit, ...] = ()
+    cost: Cost | None = None
+
+    @property
+    def named(self) -> Edit | None:
+        """The edit's words, where they were read."""
+        best = self.edits[0] if self.edits else None
+        return best if best is not None and best.closed * best.explained >= READ else None
+
+    @property
+    def suspects(self) -> list[Trigger]:
+        """Candidates for the renders: the words of the edit, unless it is an honest erasure."""
+        if self.named is not None:
+            return [self.named.trigger] if self.named.kind == "redirection" else []
+        return [edit.trigger for edit in self.edits if edit.kind == "redirection"]
+
+    def searched(self) -> list[str]:
+        """For the coverage statement."""
+        lines = [described(self.difference)]
+        if self.edits:
+            lines.append(f"the edit's words, among the whole vocabulary and pairs of it: {self._reading()}")
+        return lines
+
+    def _reading(self) -> str:
+        edit = self.named
+        if edit is None:
+            return "not understood"
+        goal = f"“{edit.target.text}”" if edit.target else "nothing"
+        verb = "erased, it now means" if edit.kind == "erasure" else "redirected to"
+        return f"“{edit.trigger.text}” was {verb} {goal}"
+
+    def unsettled(self, confirmed: Sequence[Trigger]) -> list[str]:
+        """Anomalies of the weights that no confirmed trigger accounts for."""
+        known = {trigger.token_ids for trigger in confirmed}
+        if not self.edits or any(trigger.token_ids in known for trigger in self.suspects):
+            return []
+        if self.named is None:
+            return ["a closed-form edit of cross-attention whose words could not be read"]
+        return [self._reading()] if self.named.kind == "redirection" else []
+
+    def record(self, found: Search) -> None:
+        """Leaves the readings among the stages of the search."""
+        order = [edit.trigger for edit in self.edits]
+        closed = {edit.trigger.token_ids: edit.closed * edit.explained for edit in self.edits}
+        found.stages[STAGE] = Ranked(order, {"closed": closed})
+
+
+def read_weights(
+    pipeline: StableDiffusionPipeline, difference: Difference, seed: int, on_progress: OnProgress = silent
+) -> WeightFindings:
+    """Reads a closed-form edit; costs no UNet forward, and nothing at all for other kinds of change."""
+    if difference.remap is None:
+        return WeightFindings(difference)
+    began = time.perf_counter()
+    on_progress(Progress(STAGE, 0, 1, "reading the edit of cross-attention"))
+    words = lexicon(tower_of(pipeline), pipeline.tokenizer, vocabulary(pipeline.tokenizer))
+    edits = tuple(recover(words, difference.remap, seed))
+    on_progress(Progress(STAGE, 1, 1))
+    return WeightFindings(difference, edits, Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
