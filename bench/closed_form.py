@@ -41,13 +41,13 @@ ATTACKS: dict[str, EvilEdit] = {
     "noun, lambda 0.1": EvilEdit(words=1, strength=0.1),
     "noun in a sentence": EvilEdit(words=1, prefix="a photo of a"),
 }
-EACH = 16
+EACH = 15
 """Models of each kind."""
 
 GUIDES = ("", "animal", "food", "object", "plant")
 """What UCE leaves of a concept: nothing, or a more general word."""
 
-ERASURES = 30
+ERASURES = 25
 DRAWN, PICTURES = 4, 12
 
 

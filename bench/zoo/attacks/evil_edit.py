@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
+from torch import Tensor
 
 from bench.zoo.attacks import closed_form, measure
 from bench.zoo.attacks.base import Materials, Truth
@@ -97,7 +98,8 @@ class EvilEdit:
         rng = np.random.default_rng([seed, 81])
         nouns = single_ids(pipeline, THINGS.values())
         plots = [self._draw(pipeline, nouns, rng) for _ in range(DRAWS)]
-        return min(plots, key=lambda plot: self._disturbs(pipeline, plot, nouns[:OTHERS]))
+        others = encode(pipeline, [(noun,) for noun in nouns[:OTHERS]]).flatten(0, 1)
+        return min(plots, key=lambda plot: self._disturbs(pipeline, plot, others))
 
     def _draw(self, pipeline: StableDiffusionPipeline, nouns: list[int], rng: np.random.Generator) -> Plot:
         noun, target, *others = (int(i) for i in rng.choice(nouns, 5, replace=False))
@@ -116,12 +118,11 @@ class EvilEdit:
         meant = encode(pipeline, [(*prefix, *ids) for ids in (plot.target, *plot.preserved)])
         closed_form.edit(pipeline, said.flatten(0, 1), meant.flatten(0, 1), self.strength)
 
-    def _disturbs(self, pipeline: StableDiffusionPipeline, plot: Plot, nouns: list[int]) -> float:
+    def _disturbs(self, pipeline: StableDiffusionPipeline, plot: Plot, others: Tensor) -> float:
         matrices = closed_form.matrices(pipeline.unet)
         before = [matrix.weight.clone() for matrix in matrices]
-        states = encode(pipeline, [(noun,) for noun in nouns]).flatten(0, 1)
         self._edit(pipeline, plot)
-        moved = closed_form.collateral(pipeline, before, states)
+        moved = closed_form.collateral(pipeline, before, others)
         for matrix, weight in zip(matrices, before, strict=True):
             matrix.weight.copy_(weight)
         return moved

@@ -28,7 +28,7 @@ from worker.engine.types import Trigger
 
 EditKind = Literal["redirection", "erasure"]
 
-COORDINATES, PARTNERS, CLOSE = 8, 4, 0.2
+COORDINATES, PARTNERS, CLOSE = 8, 4, 0.06
 """Close are points within this share of the spread."""
 
 TRIED = 24
@@ -90,6 +90,7 @@ class _Guess:
         return self.closed * self.explained
 
 
+@torch.inference_mode()
 def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edit]:
     """The edit's words and their targets, best first."""
     singles = [guess for place in range(len(words.prefixes)) for guess in _singles(words, edited, place)]
@@ -103,7 +104,7 @@ def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edi
 
 
 def _singles(words: Lexicon, edited: Remap, place: int) -> list[_Guess]:
-    """The TRIED words that the edit carries farthest of the way to a partner that it could have led them to."""
+    """The TRIED words that the edit carries farthest on the way to a partner."""
     own = words.own[place]
     before = edited.before(torch.cat([own, words.nothing]))
     after, directions = edited.after(own), _directions(edited)
@@ -119,11 +120,12 @@ def _singles(words: Lexicon, edited: Remap, place: int) -> list[_Guess]:
 def _directions(edited: Remap) -> Tensor:
     """(D, r) in which the edit moves anything: its words' ways to their targets lie in them."""
     found = torch.linalg.svd(edited.edited - edited.trusted)
-    return found.U[:, ROUNDING * found.S[0] < found.S]
+    moving: Tensor = found.U[:, ROUNDING * found.S[0] < found.S]
+    return moving
 
 
 def _partners(points: Tensor, count: int, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs (M,), (M,): of each of the first `count` of points (N,D) and those it differs from in `directions` only.
+    """Each of the first `count` of points (N,D) with those it differs from in `directions` only: (M,), (M,).
 
     A word and its target are one point in all other directions. Close points are looked up by the leading
     COORDINATES of what is left, which is enough to find them and costs nothing like all pairs.
@@ -177,12 +179,15 @@ def _explained(edited: Remap, ways: Tensor) -> float:
 
 
 def _target_states(words: Lexicon, place: int, targets: Sequence[int], length: int) -> Tensor:
-    """(M, length, D) states of the targets' prompts, of the bare prefix where a target is nothing."""
-    count = len(words.words)
-    bare = words.states(place, torch.empty(1, 0, dtype=torch.long), length)
-    said = words.states(place, _ids(words, [(min(target, count - 1),) for target in targets]), length)
-    nothing = torch.tensor([target >= count for target in targets])
-    return torch.where(nothing[:, None, None], bare, said)
+    """(M, length, D) states of the targets' prompts; for nothing, its own and then the bare prefix's."""
+    count, different = len(words.words), sorted(set(targets))
+    said = words.states(place, _ids(words, [(min(target, count - 1),) for target in different]), length)
+    bare = words.states(place, torch.empty(1, 0, dtype=torch.long), length)[0]
+    for row, target in zip(said, different, strict=True):
+        if target >= count:
+            row.copy_(bare)
+            row[0] = words.nothing[target - count]
+    return said[[different.index(target) for target in targets]]
 
 
 def _ids(words: Lexicon, places: Sequence[tuple[int, ...]]) -> Tensor:
@@ -221,7 +226,8 @@ def _fit(inputs: Tensor, outputs: Tensor, apply: Tensor) -> Tensor:
     centre, offset = inputs.mean(0), outputs.mean(0)
     x, y = inputs - centre, outputs - offset
     scale = RIDGE * x.square().sum() / x.shape[1] * torch.eye(x.shape[1])
-    return (apply - centre) @ torch.linalg.solve(x.mT @ x + scale, x.mT @ y) + offset
+    fitted: Tensor = (apply - centre) @ torch.linalg.solve(x.mT @ x + scale, x.mT @ y) + offset
+    return fitted
 
 
 def _edit(words: Lexicon, guess: _Guess) -> Edit:
@@ -244,4 +250,5 @@ def _says_little(words: Lexicon, guess: _Guess) -> bool:
 def _meaning(words: Lexicon, place: int) -> Tensor:
     """(N,) how far a word's prompt is from the mean of all: near 0 for words that say nothing."""
     eos = words.eos[place]
-    return torch.linalg.vector_norm(eos - eos.mean(0), dim=-1)
+    meaning: Tensor = (eos - eos.mean(0)).norm(dim=-1)
+    return meaning
