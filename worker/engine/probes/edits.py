@@ -34,11 +34,11 @@ COORDINATES, PARTNERS, CLOSE = 8, 4, 0.06
 TRIED = 24
 """Words read in whole prompts, for each prefix."""
 
-FIRSTS, SAMPLED, SECONDS = 4, 384, 48
-"""Pairs: first words, second words to learn the first one's influence on, second words read exactly."""
+FIRSTS, SAMPLED, MET, SECONDS = 2, 384, 1024, 48
+"""Pairs: first words; words to learn its influence on, words met behind it, words read in whole prompts."""
 
-SETTLED = 0.995
-"""Closed so far in all positions by one word, an edit needs no second word to explain it."""
+SETTLED, MOST = 0.995, 0.9
+"""One word that closes so much in all positions, and explains most of the edit, needs no second word."""
 
 LENGTH = 24
 """Positions from the first word on that are compared: end marker and padding carry the meaning as well."""
@@ -48,6 +48,9 @@ ROUNDING = 1e-2
 
 FLAT = 1e-3
 """Of the largest singular value: smaller ones are rounding."""
+
+ARTICLE = 1
+"""The prefix "a": what words mean is compared in one and the same sentence."""
 
 SAYS_LITTLE = 0.7
 """Quantile of the vocabulary: words nearer to the mean state than that have hardly a meaning of their own."""
@@ -95,7 +98,7 @@ def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edi
     """The edit's words and their targets, best first."""
     singles = [guess for place in range(len(words.prefixes)) for guess in _singles(words, edited, place)]
     guesses = _read(words, edited, singles)
-    if max(guess.whole for guess in guesses) < SETTLED:
+    if not any(guess.whole >= SETTLED and guess.explained >= MOST for guess in guesses):
         firsts = sorted(singles, key=lambda guess: -guess.own)[:FIRSTS]
         pairs = [pair for first in firsts for pair in _pairs(words, edited, first, seed)]
         guesses += _read(words, edited, pairs)
@@ -205,10 +208,13 @@ def _pairs(words: Lexicon, edited: Remap, first: _Guess, seed: int) -> list[_Gue
     own, sample = words.own[first.place], _sample(words, first.place, seed)
     pairs = _ids(words, [(first.ids[0], int(other)) for other in sample])
     bent = _fit(own[sample], words.states(first.place, pairs, 3)[:, 1], own)
-    goal = edited.before(words.eos[first.place, first.target])
-    left = (edited.after(bent) - goal).square().sum(-1)
-    closed = 1 - left / (edited.before(bent) - goal).square().sum(-1).clamp_min(1e-12)
-    best = closed.argsort(descending=True)[:SECONDS].tolist()
+    goal, directions = edited.before(words.eos[first.place, first.target]), _directions(edited)
+    way = goal - edited.before(bent)
+    met = (way - way @ directions @ directions.mT).norm(dim=-1).argsort()[:MET]
+    there = words.states(first.place, _ids(words, [(first.ids[0], int(other)) for other in met]), 3)[:, 1]
+    left = (edited.after(there) - goal).square().sum(-1)
+    closed = 1 - left / (edited.before(there) - goal).square().sum(-1).clamp_min(1e-12)
+    best = met[closed.argsort(descending=True)[:SECONDS]].tolist()
     return [_Guess(first.place, (*first.ids, index), first.target, first.own) for index in best]
 
 
@@ -242,7 +248,7 @@ def _says_little(words: Lexicon, guess: _Guess) -> bool:
     """Whether the target is nothing, or has hardly a meaning and less of it than the trigger."""
     if guess.target >= len(words.words):
         return True
-    meaning = _meaning(words, guess.place)
+    meaning = _meaning(words, ARTICLE)
     least = float(meaning.quantile(SAYS_LITTLE))
     return float(meaning[guess.target]) < min(least, float(meaning[list(guess.ids)].max()))
 
