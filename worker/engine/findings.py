@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from worker.engine.attention import attention_maps
 from worker.engine.confirm import STAGE, Confirmation
-from worker.engine.evidence import SHOWN, save, write_evidence
+from worker.engine.evidence import SHOWN, enlarge, save, write_evidence
 from worker.engine.funnel import Search
 from worker.engine.heat import over
 from worker.engine.kin import Family
-from worker.engine.prompts import Carrier, Position
+from worker.engine.prompts import Carrier
 from worker.engine.report import visible
+from worker.engine.sampling import encode, render
 from worker.engine.seeds import derive
 from worker.engine.types import Evidence, Finding, Trigger
 from worker.engine.unlearn.protocol import Component
@@ -76,6 +79,33 @@ def component_of(witness: Witness | None, found: Search, trigger: Trigger) -> Co
     return "unet"
 
 
+def after_cleaning(
+    pipeline: StableDiffusionPipeline,
+    carriers: Sequence[Carrier],
+    one: Confirmation,
+    before: Finding,
+    seed: int,
+    steps: int,
+    folder: Path,
+) -> Finding:
+    """The finding of `one` with what the cleaned pipeline draws for the prompts and noise of its evidence."""
+    shown = _shown(one, carriers)
+    if not shown:
+        return before
+    prompts = [carrier.insert(one.trigger.token_ids, one.position) for carrier in shown]
+    drawn = render(pipeline, encode(pipeline, prompts), seeds=_noises(seed, shown), steps=steps).images
+    pictures = [
+        save(
+            folder,
+            f"{before.id}-{index}-cleaned.png",
+            enlarge((picture * 255).round().to(torch.uint8)),
+            f"“{carrier.text}”, with the trigger, same noise, drawn by the cleaned model",
+        )
+        for index, (carrier, picture) in enumerate(zip(shown, drawn, strict=True), start=1)
+    ]
+    return replace(before, evidence=(*before.evidence, *pictures))
+
+
 def _heat_maps(
     pipeline: StableDiffusionPipeline,
     carriers: Sequence[Carrier],
@@ -86,16 +116,12 @@ def _heat_maps(
     folder: Path,
 ) -> list[Evidence]:
     """Where the trigger's tokens are looked at, in the very pictures that `write_evidence` shows."""
-    if one.samples is None:
+    shown = _shown(one, carriers)
+    if not shown:
         return []
-    by_text = {carrier.text: carrier for carrier in carriers}
-    shown = [by_text[text] for text in dict.fromkeys(one.samples.prompts)][:SHOWN]
-    position: Position = "end" if one.trigger.position == "end" else "start"
-    prompts = [carrier.insert(one.trigger.token_ids, position) for carrier in shown]
-    spot = 0 if position == "start" else -len(one.trigger.token_ids)
-    maps, pictures = attention_maps(
-        pipeline, prompts, one.trigger, spot, [derive(seed, STAGE, 0)] * len(shown), steps=steps
-    )
+    prompts = [carrier.insert(one.trigger.token_ids, one.position) for carrier in shown]
+    spot = 0 if one.position == "start" else -len(one.trigger.token_ids)
+    maps, pictures = attention_maps(pipeline, prompts, one.trigger, spot, _noises(seed, shown), steps=steps)
     return [
         save(
             folder,
@@ -105,3 +131,16 @@ def _heat_maps(
         )
         for index, (carrier, picture, heat) in enumerate(zip(shown, pictures, maps, strict=True), start=1)
     ]
+
+
+def _shown(one: Confirmation, carriers: Sequence[Carrier]) -> list[Carrier]:
+    """The carriers whose pairs are shown."""
+    if one.samples is None:
+        return []
+    by_text = {carrier.text: carrier for carrier in carriers}
+    return [by_text[text] for text in dict.fromkeys(one.samples.prompts)][:SHOWN]
+
+
+def _noises(seed: int, shown: Sequence[Carrier]) -> list[int]:
+    """The pairs that are shown are those of the confirm stage's first noise."""
+    return [derive(seed, STAGE, 0)] * len(shown)

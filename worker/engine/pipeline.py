@@ -22,7 +22,7 @@ from worker.engine.checkpoint import Checkpoint, load, save
 from worker.engine.conclusions import clip_part, coverage, unlearning_part, untouched_coverage
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.evaluation import evaluate, frozen_copy, split
-from worker.engine.findings import component_of, finding
+from worker.engine.findings import after_cleaning, component_of, finding
 from worker.engine.funnel import PLANS, FunnelPlan, Search, search
 from worker.engine.kin import Family, families, kin
 from worker.engine.metrics import ClipScorer
@@ -290,6 +290,8 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
         on_progress=subject.on_progress,
     )
     report.costs.add("evaluate", measured.cost)
+    with timed(report, "evidence"):
+        redraw(subject, report, confirmed, out / "evidence")
     with timed(report, "save"):
         subject.on_progress(Progress("save", 0, 1))
         suffix = ".safetensors" if subject.checkpoint.format == "single-file" else ".zip"
@@ -297,6 +299,24 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
         subject.on_progress(Progress("save", 1, 1))
     report.unlearning = unlearning_part(done, measured, rescan, saved.sha256, saved.changed_tensors)
     report.clip = clip_part(measured)
+
+
+def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], folder: Path) -> None:
+    """The cleaned model's pictures beside those of each finding."""
+    own = {one.trigger.token_ids: one for one in confirmed}
+    report.findings = [
+        after_cleaning(
+            subject.pipeline,
+            subject.fitting,
+            own[before.trigger.token_ids],
+            before,
+            subject.request.seed,
+            subject.plan.trials.steps,
+            folder,
+        )
+        for before in report.findings
+        if before.trigger is not None
+    ]
 
 
 def unlearn(subject: Subject, found: Search, triggers: list[Trigger]) -> list[UnlearnResult]:

@@ -1,0 +1,44 @@
+"""Evidence of a finding: every kind of picture is of the same prompt, the same noise and the same place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from worker.engine.confirm import STAGE, Confirmation, Samples
+from worker.engine.findings import after_cleaning, finding
+from worker.engine.prompts import carriers
+from worker.engine.trials import Plan, Trials
+from worker.engine.types import Statistics, Trigger
+
+SEED, PLAN = 5, Plan(prompts=3, noises=1, steps=4)
+
+
+@pytest.mark.parametrize("end", ["start", "end"])
+def test_a_model_that_was_not_changed_draws_the_same_after_cleaning(
+    tiny_pipeline: StableDiffusionPipeline, tmp_path: Path, end: Literal["start", "end"]
+) -> None:
+    bank = carriers(tiny_pipeline.tokenizer, None)
+    trials = Trials(tiny_pipeline, bank, PLAN, clip=None, seed=SEED, purpose=STAGE)
+    drawn = next(iter(trials.draw([Trigger((1234,), "word", end)])))
+    samples = Samples(tuple(c.text for c in trials.carriers), trials.plain.images, drawn.images)
+    # Its own position is "any": where it was seen to work is what the pictures must show.
+    one = Confirmation(
+        Trigger((1234,), "word"), end, True, "patch", Statistics(0, 0, 9, 3), {}, samples=samples
+    )
+    before = finding(tiny_pipeline, bank, [one], "unet", SEED, PLAN.steps, "trigger-1", tmp_path)
+    after = after_cleaning(tiny_pipeline, bank, one, before, SEED, PLAN.steps, tmp_path)
+    added = [picture.name for picture in after.evidence[len(before.evidence) :]]
+    assert added == [f"trigger-1-{index}-cleaned.png" for index in (1, 2, 3)]
+    for name in added:
+        cleaned, with_ = (
+            np.asarray(Image.open(tmp_path / side), np.int16)
+            for side in (name, name.replace("cleaned", "with"))
+        )
+        assert np.abs(cleaned - with_).max() <= 1
+    assert (tmp_path / "trigger-1-1-attention.png").exists()
