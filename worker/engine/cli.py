@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("path", type=Path, help="diffusers folder, .zip of one, or single .safetensors file")
         if name != "inspect":
             _add_options(sub)
+        if name in ("scan", "cleanse"):
+            sub.add_argument("--budget", choices=("quick", "standard", "deep"), default="standard")
         if name == "guard":
             _add_guard_options(sub)
         if name == "evaluate":
@@ -78,7 +80,6 @@ def _add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--reference", type=Path, help="a trusted base: its weights, its text encoder")
     sub.add_argument("--prompts", type=Path, help="carrier prompts of the model's own domain, one a line")
     sub.add_argument("--clip", type=Path, help="folder of a trusted CLIP model with its tokenizer")
-    sub.add_argument("--budget", choices=("quick", "standard", "deep"), default="standard")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
