@@ -20,6 +20,7 @@ from service.api import (
     keys,
     logs,
     policies,
+    references,
     scans,
     signatures,
     submissions,
@@ -27,7 +28,7 @@ from service.api import (
     webhooks,
 )
 from service.api.deps import Parts
-from service.api.schemas import MultipartSubmission, SubmissionBody
+from service.api.schemas import MultipartSubmission, NewReference, SubmissionBody
 from service.db.session import Database
 from service.problems import ProblemDocument
 from service.settings import Settings, get_settings
@@ -62,8 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.parts = parts
     errors.install(app)
     routed = (
-        submissions, uploads, blobs, scans, events, artifacts, signatures, policies, webhooks, keys, audit,
-        health,
+        submissions, uploads, blobs, scans, events, artifacts, signatures, references, policies, webhooks,
+        keys, audit, health,
     )  # fmt: skip
     for module in routed:
         app.include_router(module.router)
@@ -90,7 +91,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         models = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (ProblemDocument, SubmissionBody, MultipartSubmission):
+        for model in (ProblemDocument, SubmissionBody, MultipartSubmission, NewReference):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             models |= definition.pop("$defs", {})
             models[model.__name__] = definition

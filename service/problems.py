@@ -4,7 +4,7 @@
     ├── Unauthenticated 401 · Forbidden 403
     ├── NotFound 404: ScanNotFound · UnknownBlob · NoReport · NoModel · NoEvidence · NotSigned
     │                 NoSigningKey · PolicyNotFound · KeyNotFound · UploadNotFound · WebhookNotFound
-    │                 DeliveryNotFound
+    │                 DeliveryNotFound · ReferenceNotFound
     ├── MethodNotAllowed 405 · NotAcceptable 406 · UploadTimeout 408 · RangeNotSatisfiable 416
     ├── Gone 410: ModelRemoved
     ├── Conflict 409: ScanFinished · ScanActive · UploadOffsetMismatch · UploadUnfinished
@@ -19,7 +19,7 @@
     │   ├── InsufficientStorage 507
     │   ├── MalformedSafetensors 422: SafetensorsTruncated · SafetensorsHeaderTooLarge · TooManyTensors
     │   ├── UnsafeArchive 422: UnsafePath · ArchiveLink · ArchiveBomb · MalformedArchive · ForbiddenMember
-    │   └── UnsupportedArchitecture 422
+    │   └── UnsupportedArchitecture 422 · UntrustworthyFile 422
     └── Unavailable 503 · InternalError 500
 
 `type` is a stable URI made of the class's `code`; `status` and `title` belong to the class, `detail` to the
@@ -99,6 +99,10 @@ class UploadNotFound(NotFound):
 
 class PolicyNotFound(NotFound):
     code, title = "policy-not-found", "There is no such policy, or not in that version"
+
+
+class ReferenceNotFound(NotFound):
+    code, title = "reference-not-found", "There is no such reference"
 
 
 class KeyNotFound(NotFound):
@@ -307,6 +311,10 @@ class ForbiddenMember(UnsafeArchive):
 
 class UnsupportedArchitecture(Problem):
     status, code, title = 422, "unsupported-architecture", "The file is no Stable Diffusion checkpoint"
+
+
+class UntrustworthyFile(Problem):
+    status, code, title = 422, "untrustworthy-file", "A file that is never loaded cannot be a reference"
 
 
 class InvalidPart(BaseModel):

@@ -21,6 +21,7 @@ from service.db.scans import ArtifactRecord, Claim
 from service.domain.report import Report
 from service.settings import GIB, Settings
 from service.storage.blobs import BlobStore
+from worker.provenance import Base
 from worker.sandbox import Job, JobFailedError, Limits
 
 _OPTIONS = ("prompts", "budget", "seed", "cleanse")
@@ -44,10 +45,11 @@ def scratch_folder(settings: Settings, claim: Claim) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(claim: Claim, settings: Settings, blobs: BlobStore, scratch: Path) -> Job:
-    """The job of this attempt. Raises service.storage.blobs.BlobMissingError."""
-    checkpoint = blobs.fetch(claim.blob_sha256, scratch)
+def prepare(claim: Claim, settings: Settings, checkpoint: Path, base: Base | None, scratch: Path) -> Job:
+    """The job of this attempt. base: what the checkpoint is compared with."""
     options = {name: claim.options[name] for name in _OPTIONS if claim.options.get(name) is not None}
+    if base is not None:
+        options |= base.as_request()
     clip = None if settings.clip_path is None else str(settings.clip_path.resolve())
     return Job(
         engine=settings.engine,

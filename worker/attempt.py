@@ -24,7 +24,8 @@ from service.settings import Settings
 from service.storage.blobs import BlobMissingError, BlobStore
 from worker import artifacts
 from worker.lease import CancelledError, DrainingError, Lease, LeaseLostError
-from worker.sandbox import JobDiedError, JobError, JobRefusedError, run_job
+from worker.provenance import find_base
+from worker.sandbox import Job, JobDiedError, JobError, JobRefusedError, run_job
 
 _PROGRESS_SECONDS = 1.0
 
@@ -91,12 +92,18 @@ class Attempt:
 
     def _scan(self) -> str:
         with artifacts.scratch_folder(self._settings, self._claim) as scratch:
-            job = artifacts.prepare(self._claim, self._settings, self._blobs, scratch)
+            job = self._job(scratch)
             run_job(job, on_message=self._on_message, check=self._lease.check)
             report = artifacts.read_report(job.out, self._claim)
             self._settle("renewed", scans.renew_lease, self._settings.lease_seconds)
             report = {**report, "static": self._claim.static or None, "sandbox": self._measures}
             return self._publish(report, job.out)
+
+    def _job(self, scratch: Path) -> Job:
+        claim, settings = self._claim, self._settings
+        checkpoint = self._blobs.fetch(claim.blob_sha256, scratch)
+        base = find_base(self._lease.read, claim, checkpoint, settings, self._blobs, scratch)
+        return artifacts.prepare(claim, settings, checkpoint, base, scratch)
 
     def _publish(self, report: dict[str, Any], out: Path | None) -> str:
         """Store and sign the result, then show it. out: the job's folder, if it left more than a report."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from worker.engine.types import Progress, ScanRequest
 
 
-_PATHS = ("checkpoint", "reference", "clip")
+_PATHS = ("checkpoint", "reference", "trusted", "clip")
 
 
 @dataclass(frozen=True)

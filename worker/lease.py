@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -29,6 +29,8 @@ DRAINING = threading.Event()
 """Set when this worker was told to shut down."""
 
 _RETRY_SECONDS = 1.0
+
+T = TypeVar("T")
 
 
 class LeaseError(Exception):
@@ -97,17 +99,19 @@ class Lease:
 
         Raises LeaseLostError if the write matched nothing.
         """
+        if not self.read(statement):
+            self._lost.set()
+            raise LeaseLostError
+
+    def read(self, statement: Callable[[Session], T]) -> T:
+        """What `statement` returns in a transaction, retrying as `write` does. Raises LeaseLostError."""
         while not self._lost.is_set():
             try:
                 with self._database.transaction() as session:
-                    held = statement(session)
+                    return statement(session)
             except OperationalError as error:
                 _log.warning("database away, will retry", scan_id=self._claim.scan_id, error=str(error.orig))
                 self._lost.wait(_RETRY_SECONDS)
-            else:
-                if held:
-                    return
-                self._lost.set()
         raise LeaseLostError
 
     def _keep(self) -> None:

@@ -12,14 +12,21 @@ from service import publication
 from service.api.audit import note
 from service.api.deps import Parts, checked
 from service.api.schemas import SubmissionFields
-from service.db import scans, submissions, uploads
+from service.db import references, scans, submissions, uploads
 from service.db.models import Scan, Upload
 from service.db.quotas import ActiveScansExceededError, StoredBytesExceededError
 from service.db.submissions import KeyReusedError, Submission
 from service.db.tenants import Principal
 from service.domain import static_report
 from service.domain.options import ScanOptions, canonical, config_hash
-from service.problems import IdempotencyKeyReused, Problem, QuotaExceeded, UnknownBlob, UploadNotFound
+from service.problems import (
+    IdempotencyKeyReused,
+    Problem,
+    QuotaExceeded,
+    ReferenceNotFound,
+    UnknownBlob,
+    UploadNotFound,
+)
 from service.publication import Publication
 from service.storage.intake import Received, check_digest
 from service.storage.preflight import preflight
@@ -46,9 +53,9 @@ def accept(parts: Parts, wish: Wish, received: Received) -> tuple[Scan, bool]:
     Returns the scan, and whether it existed before.
     """
     static = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes).as_dict()
-    submission = _submission(parts, wish, received.sha256, static, size=received.size)
     with parts.database.transaction() as session:
         submissions.lock_blob(session, received.sha256)
+        submission = _submission(session, parts, wish, received.sha256, static, size=received.size)
         created = _create(parts, session, wish, submission)
         if submission.decided is None:  # the bytes of a file that is never loaded are not kept
             _store(parts, session, submission.tenant_id, received, static)
@@ -100,16 +107,16 @@ def scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
         blob = submissions.get_blob(session, wish.principal.tenant_id, sha256)
         if blob is None:
             raise UnknownBlob(f"Upload the file; nothing with the SHA-256 {sha256} is here.")
-        return _create(parts, session, wish, _submission(parts, wish, sha256, blob.static, size=0))
+        return _create(parts, session, wish, _submission(session, parts, wish, sha256, blob.static, size=0))
 
 
 def scan_uploaded(parts: Parts, wish: Wish, upload: Upload) -> tuple[Scan, bool]:
     """Scan what a complete resumable upload brought. Raises UnknownBlob if it was deleted since."""
     assert upload.sha256 is not None
     assert upload.static is not None
-    submission = _submission(parts, wish, upload.sha256, upload.static, size=0)
     with parts.database.transaction() as session:
         submissions.lock_blob(session, upload.sha256)
+        submission = _submission(session, parts, wish, upload.sha256, upload.static, size=0)
         kept = submissions.get_blob(session, upload.tenant_id, upload.sha256) is not None
         if submission.decided is None and not kept:
             raise UnknownBlob("The file was deleted with the scans of it; upload it again.")
@@ -144,10 +151,13 @@ def _publish(parts: Parts, session: Session, scan: Scan, report: dict[str, Any])
     session.flush()
 
 
-def _submission(parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *, size: int) -> Submission:
+def _submission(
+    session: Session, parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *, size: int
+) -> Submission:
     settings = parts.settings
     options = wish.options.model_dump(mode="json")
-    config = config_hash(wish.options, str(settings.clip_path) if settings.clip_path else None)
+    witness = str(settings.clip_path) if settings.clip_path else None
+    config = config_hash(wish.options, witness, _references(session, wish))
     identity = canonical({"sha256": sha256, "config": config, "force": wish.fields.force})
     return Submission(
         tenant_id=wish.principal.tenant_id,
@@ -166,3 +176,14 @@ def _submission(parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *
         size=size,
         quota=parts.quota,
     )
+
+
+def _references(session: Session, wish: Wish) -> list[str]:
+    """Hashes of the bases that the scan may be compared with. Raises ReferenceNotFound for an unknown one."""
+    tenant_id, named = wish.principal.tenant_id, wish.options.reference
+    if named is None:
+        return references.known_hashes(session, tenant_id)
+    reference = references.get_reference(session, tenant_id, named)
+    if reference is None:
+        raise ReferenceNotFound(f"Register the base first; {named} is not one of yours.")
+    return [reference.blob_sha256]

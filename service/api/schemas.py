@@ -43,7 +43,13 @@ class ScanResource(BaseModel):
                     "cancel_requested": False,
                     "filename": "model.safetensors",
                     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-                    "options": {"budget": "standard", "seed": 0, "cleanse": True, "prompts": None},
+                    "options": {
+                        "budget": "standard",
+                        "seed": 0,
+                        "cleanse": True,
+                        "prompts": None,
+                        "reference": None,
+                    },
                     "engine_version": "0.1.0",
                     "error": None,
                     "signed_by": None,
@@ -172,6 +178,56 @@ class ScanVerdict(Judgement):
 
     policy: str | None
     version: int | None
+
+
+ReferenceName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class NewReference(BaseModel):
+    """A file that was uploaded before, to be trusted under a name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: ReferenceName
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ReferenceResource(BaseModel):
+    """A trusted base. `tensor_bytes` is the size of its weights."""
+
+    id: str
+    name: str
+    sha256: str
+    format: str
+    tensor_count: int
+    tensor_bytes: int
+    created_at: datetime
+
+
+class TensorResource(BaseModel):
+    """One tensor; `sha256` is of its bytes. `member`: its file in a folder, empty for a single file."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    component: str
+    member: str
+    name: str
+    dtype: str
+    shape: list[int]
+    size: int
+    sha256: str
+
+
+class ReferenceDetail(ReferenceResource):
+    """A trusted base with every tensor of it."""
+
+    tensors: list[TensorResource]
+
+
+class ReferenceList(BaseModel):
+    """The tenant's trusted bases, newest first."""
+
+    references: list[ReferenceResource]
 
 
 Scope = Literal["scans:read", "scans:write", "artifacts:read", "admin"]

@@ -12,20 +12,20 @@ from starlette.requests import ClientDisconnect
 
 from service import problems
 from service.api.acceptance import Wish, accept, scan_known, scan_uploaded
+from service.api.bodies import json_body, media_type, refuse_coding, upload_limits
 from service.api.deps import Parts, PartsDep, Writer
 from service.api.errors import invalid_request
 from service.api.multipart import MultipartReader
 from service.api.schemas import AcceptedScan, KnownFile, SubmissionBody, SubmissionFields, resource
 from service.api.uploads import basename, completed_upload
 from service.db.models import Scan
-from service.problems import UnsupportedEncoding, UploadIncomplete, UploadTooLarge
+from service.problems import UploadIncomplete
 from service.storage.digests import declared_sha256
-from service.storage.intake import Limits, receive, with_idle_limit
+from service.storage.intake import receive, with_idle_limit
 
 router = APIRouter(tags=["scans"])
 
 RETRY_AFTER_SECONDS = 2
-MAX_JSON_BYTES = 2**20
 MULTIPART_OVERHEAD_BYTES = 2**20
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -59,6 +59,7 @@ _REQUEST_BODY = {
         problems.UploadNotFound,
         problems.UploadUnfinished,
         problems.UploadLocked,
+        problems.ReferenceNotFound,
         problems.UploadTimeout,
         problems.Gone,
         problems.UploadTooLarge,
@@ -97,7 +98,7 @@ async def submit_scan(
     scan (`reused`), unless `force`.
     """
     wish = Wish(principal, basename(filename), fields, idempotency_key)
-    if _media_type(request) == "application/json":
+    if media_type(request) == "application/json":
         scan, reused = await _by_reference(request, parts, wish, named=filename is not None)
     else:
         scan, reused = await _by_upload(request, parts, wish)
@@ -106,15 +107,11 @@ async def submit_scan(
     return resource(scan) | {"reused": reused}
 
 
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 # By reference
 
 
 async def _by_reference(request: Request, parts: Parts, wish: Wish, *, named: bool) -> tuple[Scan, bool]:
-    body = await _json_body(request)
+    body = await json_body(request, SubmissionBody)
     wish = replace(wish, fields=SubmissionFields(**body.options.model_dump(), force=body.force))
     if isinstance(body.source, KnownFile):
         return await run_in_threadpool(scan_known, parts, wish, body.source.sha256)
@@ -123,32 +120,16 @@ async def _by_reference(request: Request, parts: Parts, wish: Wish, *, named: bo
     return await run_in_threadpool(scan_uploaded, parts, wish, upload)
 
 
-async def _json_body(request: Request) -> SubmissionBody:
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_JSON_BYTES:
-            raise UploadTooLarge(f"At most {MAX_JSON_BYTES} bytes of JSON are accepted.")
-    try:
-        return SubmissionBody.model_validate_json(bytes(raw))
-    except ValidationError as error:
-        raise invalid_request(
-            [entry | {"loc": ("body", *entry["loc"])} for entry in error.errors()]
-        ) from error
-
-
 # By upload
 
 
 async def _by_upload(request: Request, parts: Parts, wish: Wish) -> tuple[Scan, bool]:
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedEncoding
+    refuse_coding(request)
     settings = parts.settings
-    limits = Limits(settings.max_upload_bytes, settings.min_free_bytes, settings.upload_idle_seconds)
-    multipart = _media_type(request) == "multipart/form-data"
+    multipart = media_type(request) == "multipart/form-data"
     declared = declared_sha256(request.headers, whole_body=not multipart)
     expected = _expected_bytes(request, multipart)
-    async with receive(settings.scratch_dir, limits, expected) as upload:
+    async with receive(settings.scratch_dir, upload_limits(settings), expected) as upload:
         chunks = with_idle_limit(request.stream(), settings.upload_idle_seconds)
         try:
             if multipart:

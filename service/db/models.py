@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -29,6 +40,7 @@ class Base(DeclarativeBase):
         str: Text,
         dict[str, Any]: Json,
         list[str]: ARRAY(Text),
+        list[int]: ARRAY(BigInteger),
         datetime: DateTime(timezone=True),
     }
 
@@ -286,6 +298,42 @@ class PolicyVersion(Base):
     version: Mapped[int] = mapped_column(primary_key=True)
     body: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TrustedReference(Base):
+    """A checkpoint that a tenant trusts. Its bytes are a blob, which stays as long as the reference does."""
+
+    __tablename__ = "trusted_references"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str]
+    blob_sha256: Mapped[str] = mapped_column(index=True)
+    format: Mapped[str]
+    tensor_count: Mapped[int]
+    tensor_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "blob_sha256", name="uq_trusted_references_tenant_id_blob_sha256"),
+    )
+
+
+class TrustedTensor(Base):
+    """One tensor of a reference; `sha256` is of its bytes, whatever it is called in which container."""
+
+    __tablename__ = "trusted_tensors"
+
+    reference_id: Mapped[str] = mapped_column(
+        ForeignKey("trusted_references.id", ondelete="CASCADE"), primary_key=True
+    )
+    member: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    component: Mapped[str]
+    dtype: Mapped[str]
+    shape: Mapped[list[int]]
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(index=True)
 
 
 class AuditEntry(Base):

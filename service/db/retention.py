@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from service.db import events, webhooks
-from service.db.models import Artifact, Blob, Scan, Upload
+from service.db.models import Artifact, Blob, Scan, TrustedReference, Upload
 from service.db.scans import list_artifacts
 from service.db.submissions import lock_blob
 from service.db.times import seconds
@@ -63,6 +63,15 @@ def bury_upload(session: Session, upload: Upload) -> list[str]:
     return sorted({upload.sha256} - still_named(session, [upload.sha256]))
 
 
+def bury_reference(session: Session, reference: TrustedReference) -> list[str]:
+    """Remove a reference. Returns the hash of its bytes if nothing refers to them now, as above."""
+    lock_blob(session, reference.blob_sha256)
+    session.delete(reference)
+    session.flush()
+    _release_blob(session, reference.tenant_id, reference.blob_sha256)
+    return sorted({reference.blob_sha256} - still_named(session, [reference.blob_sha256]))
+
+
 def _upload_of(scan: Scan) -> list[str]:
     return [] if scan.blob_sha256 is None else [scan.blob_sha256]
 
@@ -74,14 +83,18 @@ def _scans_of(tenant_id: str, sha256: str) -> Select[str]:
 
 
 def _release_blob(session: Session, tenant_id: str, sha256: str) -> None:
-    """Drop the tenant's claim on a file when its last scan and its last resumable upload are gone."""
+    """Drop the tenant's claim on a file when its last scan, resumable upload and reference are gone."""
     uploads = select(Upload.id).where(Upload.tenant_id == tenant_id, Upload.sha256 == sha256)
+    trusted = select(TrustedReference.id).where(
+        TrustedReference.tenant_id == tenant_id, TrustedReference.blob_sha256 == sha256
+    )
     session.execute(
         delete(Blob).where(
             Blob.tenant_id == tenant_id,
             Blob.sha256 == sha256,
             ~exists(_scans_of(tenant_id, sha256)),
             ~exists(uploads),
+            ~exists(trusted),
         )
     )
 
@@ -150,7 +163,7 @@ def drop_model(session: Session, scan_id: str, sha256: str) -> Scan | None:
 
 
 def _outlived_upload(days: float) -> ColumnElement[bool]:
-    """Not uploaded or scanned within `days`, and not about to be."""
+    """Not uploaded or scanned within `days`, not about to be, and no trusted reference."""
     since = func.now() - seconds(days * DAY)
     used = select(Scan.id).where(
         Scan.tenant_id == Blob.tenant_id,
@@ -158,7 +171,10 @@ def _outlived_upload(days: float) -> ColumnElement[bool]:
         or_(Scan.state.in_(_OPEN), Scan.created_at > since),
     )
     waiting = select(Upload.id).where(Upload.tenant_id == Blob.tenant_id, Upload.sha256 == Blob.sha256)
-    return (Blob.created_at < since) & ~exists(used) & ~exists(waiting)
+    trusted = select(TrustedReference.id).where(
+        TrustedReference.tenant_id == Blob.tenant_id, TrustedReference.blob_sha256 == Blob.sha256
+    )
+    return (Blob.created_at < since) & ~exists(used) & ~exists(waiting) & ~exists(trusted)
 
 
 def outlived_uploads(session: Session, days: float, *, limit: int) -> Sequence[tuple[str, str]]:

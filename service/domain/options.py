@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Prompt = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 
+ReferenceId = Annotated[str, Field(pattern=r"^ref_[0-9a-f]{32}$")]
+
 
 class ScanOptions(BaseModel):
-    """Options of one scan. `prompts`: carriers of the model's own domain; none takes the built-in bank."""
+    """Options of one scan. `prompts`: carriers of the model's own domain; none takes the built-in bank.
+
+    `reference`: the trusted base to compare with; none takes the registered one that shares most weights.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,6 +26,7 @@ class ScanOptions(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     cleanse: bool = True
     prompts: Annotated[tuple[Prompt, ...], Field(max_length=200)] | None = None
+    reference: ReferenceId | None = None
 
 
 def canonical(value: Any) -> bytes:
@@ -27,8 +34,10 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def config_hash(options: ScanOptions, witness: str | None) -> str:
-    """SHA-256 over everything but the file that decides a result. witness: the server's CLIP model."""
-    return hashlib.sha256(
-        canonical({"options": options.model_dump(mode="json"), "clip": witness})
-    ).hexdigest()
+def config_hash(options: ScanOptions, witness: str | None, references: Sequence[str] = ()) -> str:
+    """SHA-256 over everything but the file that decides a result.
+
+    witness: the server's CLIP model. references: hashes of the trusted bases that the scan chooses from.
+    """
+    parts = {"options": options.model_dump(mode="json"), "clip": witness, "references": list(references)}
+    return hashlib.sha256(canonical(parts)).hexdigest()

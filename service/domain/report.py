@@ -182,12 +182,30 @@ class Cost(Part):
     device: str = "cpu"
 
 
+class ComponentOrigin(Part):
+    """share: of the component's bytes that the base holds. trusted: all of them, each in its place."""
+
+    share: float = Field(ge=0, le=1)
+    trusted: bool = False
+
+
+class Origin(Part):
+    """The trusted base that the file was compared with: the one that was named, or the nearest."""
+
+    id: str
+    name: str
+    sha256: Sha256
+    share: float = Field(ge=0, le=1)
+    components: dict[str, ComponentOrigin] = {}
+
+
 class Provenance(Part):
-    """What is needed to run the scan again and get the same report."""
+    """What is needed to run the scan again and get the same report. reference: whence the weights."""
 
     engine_version: str
     seed: int = 0
     config: dict[str, Any] = {}
+    reference: Origin | None = None
     libraries: dict[str, str] = {}
     started_at: datetime | None = None
     finished_at: datetime | None = None

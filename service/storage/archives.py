@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -34,7 +35,7 @@ def open_archive(file: BinaryIO, *, max_total_bytes: int) -> Iterator[zipfile.Zi
         with zipfile.ZipFile(file) as archive:
             _check_members(archive.infolist(), size, max_total_bytes)
             yield archive
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, struct.error) as error:
         raise MalformedArchive("The archive is damaged, or uses an unknown feature.") from error
 
 

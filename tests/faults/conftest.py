@@ -106,7 +106,7 @@ class Deployment:
         """The file of a process's output."""
         return self._logs[process.pid]
 
-    def submit(self, **orders: Any) -> str:
+    def submit(self, *, reference: str | None = None, **orders: Any) -> str:
         """Store a stub checkpoint and queue its scan, as the API does; returns the scan's id."""
         self._count += 1
         content = stub_checkpoint(salt=str(self._count), **orders)
@@ -117,7 +117,7 @@ class Deployment:
             tenant_id=self.tenant_id,
             blob_sha256=hashlib.sha256(content).hexdigest(),
             filename="model.safetensors",
-            options={"budget": "quick", "seed": 1},
+            options={"budget": "quick", "seed": 1, "reference": reference},
             static={},
             engine_version="1",
             config_hash="c",

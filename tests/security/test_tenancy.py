@@ -38,6 +38,7 @@ def fill(path: str, scan_id: str) -> str:
         "key_id": "key_x",
         "webhook_id": "whk_x",
         "delivery_id": "msg_x",
+        "reference_id": "ref_x",
     }
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
 

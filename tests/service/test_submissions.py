@@ -47,7 +47,8 @@ def test_multipart_fields_are_the_options(client: TestClient) -> None:
     response = client.post("/scans", files={"file": ("m.safetensors", GOOD)}, data=form)
     scan = response.json()
     assert response.status_code == 202, scan
-    assert scan["options"] == {"budget": "deep", "seed": 7, "cleanse": False, "prompts": ["a cat", "a dog"]}
+    wanted = {"budget": "deep", "seed": 7, "cleanse": False, "prompts": ["a cat", "a dog"], "reference": None}
+    assert scan["options"] == wanted
     assert (scan["filename"], scan["sha256"]) == ("m.safetensors", SHA256)
 
 

@@ -26,6 +26,8 @@ _PARTS = ("cond_stage_model", "first_stage_model", "model.diffusion_model")
 @dataclass(frozen=True)
 class ScanRequest:
     checkpoint: Path
+    reference: Path | None = None
+    trusted: Path | None = None
     prompts: tuple[str, ...] | None = None
     clip: Path | None = None
     budget: str = "standard"
@@ -120,6 +122,12 @@ def _write_results(request: ScanRequest, out: Path, behaviour: str) -> dict[str,
         report |= {"verdict": "pass", "findings": [], "unlearning": None, "summary": "Nothing was found."}
     if behaviour == "medium":
         report["findings"][0]["severity"] = "medium"
+    if request.trusted is not None:
+        base = json.loads(request.trusted.read_text())
+        named = (
+            None if request.reference is None else hashlib.sha256(request.reference.read_bytes()).hexdigest()
+        )
+        report["base"] = {"id": base["id"], "tensors": len(base["tensors"]), "witness": named}
     if behaviour == "environment":
         report["environment"] = dict(os.environ)
     (out / "report.json").write_text(json.dumps(report))

@@ -101,7 +101,7 @@ def test_a_job_gets_what_its_scan_asked_for(settings: Settings, blobs: BlobStore
     sha256, _ = blobs.put(path)
     claim = Claim(**{**CLAIM.__dict__, "blob_sha256": sha256})
     with artifacts.scratch_folder(settings, claim) as scratch:
-        job = artifacts.prepare(claim, settings, blobs, scratch)
+        job = artifacts.prepare(claim, settings, blobs.fetch(sha256, scratch), None, scratch)
     assert Path(job.request.pop("checkpoint")).read_bytes() == b"checkpoint"
     assert job.request == {"clip": str(tmp_path / "clip"), "device": "auto", "budget": "quick", "seed": 5}
     assert job.limits.wall_seconds == settings.scan_time_limit_seconds

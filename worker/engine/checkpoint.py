@@ -24,7 +24,7 @@ from worker.engine.checkpoint_errors import CheckpointError, UnsupportedCheckpoi
 from worker.engine.checkpoint_folder import folder_layout
 from worker.engine.checkpoint_layout import Layout
 from worker.engine.checkpoint_names import Component
-from worker.engine.checkpoint_read import ComponentInfo, read_weights
+from worker.engine.checkpoint_read import ComponentInfo, Digest, describe, read_weights
 from worker.engine.checkpoint_save import SaveResult, save_copy
 from worker.engine.checkpoint_single import single_file_layout
 from worker.engine.checkpoint_source import FileSource, FolderSource, Source, ZipSource, digest
@@ -65,6 +65,7 @@ class Checkpoint:
     pipeline: in eval mode, without gradients; changes to its weights are what `save` writes.
     sha256: of the file's bytes; of a folder, over its files' names and digests.
     parameters: of the three components together.
+    digests: of every tensor in the file.
     """
 
     pipeline: StableDiffusionPipeline
@@ -74,6 +75,7 @@ class Checkpoint:
     architecture: str
     parameters: int
     components: dict[str, ComponentInfo]
+    digests: tuple[Digest, ...]
     layout: Layout
 
 
@@ -91,7 +93,8 @@ def load(path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype =
             shape = shapes[component][name].shape
             states[component][name] = tensor.reshape(shape).to(device, dtype)
 
-        components = read_weights(source, layout, keep)
+        digests = read_weights(source, layout, keep)
+    components = describe(digests)
     for component, module in layout.modules.items():
         _fill(module, states[component], device)
     return Checkpoint(
@@ -102,6 +105,7 @@ def load(path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype =
         architecture=layout.architecture,
         parameters=_parameters(components),
         components=components,
+        digests=tuple(digests),
         layout=layout,
     )
 
@@ -125,7 +129,7 @@ def inspect(path: Path) -> dict[str, Any]:
     """What a checkpoint is, without building its pipeline; every weight is read once (hashes, NaN)."""
     path = Path(path)
     with _opened(path) as (format_, source, layout):
-        components = read_weights(source, layout)
+        components = describe(read_weights(source, layout))
     tensors = [stored for file in layout.files for stored in file.header.tensors]
     return {
         "path": str(path),

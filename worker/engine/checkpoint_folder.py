@@ -224,7 +224,7 @@ def _weight_files(source: Source, component: Component) -> list[WeightFile]:
         with source.open(member) as stream:
             header = read_header(stream, source.sizes[member])
         slots = {
-            stored.name: Slot(component, _canonical(component, stored.name)) for stored in header.tensors
+            stored.name: Slot(component, folder_name(component, stored.name)) for stored in header.tensors
         }
         kept = {name: slot for name, slot in slots.items() if slot.name not in IGNORED_TENSORS}
         files.append(WeightFile(member, header, kept))
@@ -259,7 +259,7 @@ def _shards(source: Source, component: Component, index: str) -> list[str]:
     return members
 
 
-def _canonical(component: Component, name: str) -> str:
+def folder_name(component: Component, name: str) -> str:
     """The name as the library in use spells it."""
     if component == "text_encoder":
         return name.removeprefix("text_model.")

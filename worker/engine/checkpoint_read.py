@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from worker.engine.checkpoint_errors import UnsupportedCheckpoint
 from worker.engine.checkpoint_file import StoredTensor, as_bytes, read_tensors
 from worker.engine.checkpoint_layout import Layout
-from worker.engine.checkpoint_names import Component
+from worker.engine.checkpoint_names import COMPONENTS, Component
 from worker.engine.checkpoint_source import Source
 
 OTHER = "other"
@@ -34,30 +34,48 @@ class ComponentInfo:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Digest:
+    """One tensor that was read. name: the pipeline's, or the file's for what is no part of a component."""
+
+    component: str
+    name: str
+    stored: StoredTensor
+    sha256: str
+
+
 def read_weights(
     source: Source, layout: Layout, take: Take = lambda component, name, tensor: None
-) -> dict[str, ComponentInfo]:
-    """Pass every tensor of the model to `take`, in the file's dtype and shape; describe each component."""
-    entries: dict[str, list[tuple[str, StoredTensor, str]]] = defaultdict(list)
+) -> list[Digest]:
+    """Pass every tensor of the model to `take`, in the file's dtype and shape; hash it and all others."""
+    digests = []
     for file in layout.files:
         with source.open(file.member) as stream:
             stream.read(len(file.header.raw))
             for stored, tensor in read_tensors(stream, file.header):
-                digest = hashlib.sha256(as_bytes(tensor)).hexdigest()
+                sha256 = hashlib.sha256(as_bytes(tensor)).hexdigest()
                 slot = file.slots.get(stored.name)
                 if slot is None:
-                    entries[OTHER].append((stored.name, stored, digest))
+                    digests.append(Digest(OTHER, stored.name, stored, sha256))
                     continue
                 _check_finite(stored, tensor)
-                entries[slot.component].append((slot.name, stored, digest))
+                digests.append(Digest(slot.component, slot.name, stored, sha256))
                 take(slot.component, slot.name, tensor)
-    return {name: _describe(entries[name]) for name in (*layout.modules, OTHER) if name in entries}
+    return digests
 
 
-def _describe(entries: list[tuple[str, StoredTensor, str]]) -> ComponentInfo:
-    lines = sorted(f"{name}\0{stored.dtype}\0{digest}\n" for name, stored, digest in entries)
+def describe(digests: Sequence[Digest]) -> dict[str, ComponentInfo]:
+    """Each component, and what is beside them."""
+    groups: dict[str, list[Digest]] = defaultdict(list)
+    for digest in digests:
+        groups[digest.component].append(digest)
+    return {name: _describe(groups[name]) for name in (*COMPONENTS, OTHER) if name in groups}
+
+
+def _describe(digests: Sequence[Digest]) -> ComponentInfo:
+    lines = sorted(f"{one.name}\0{one.stored.dtype}\0{one.sha256}\n" for one in digests)
     total = hashlib.sha256("".join(lines).encode()).hexdigest()
-    return ComponentInfo(sum(stored.parameters for _, stored, _ in entries), len(entries), total)
+    return ComponentInfo(sum(one.stored.parameters for one in digests), len(digests), total)
 
 
 def _check_finite(stored: StoredTensor, tensor: torch.Tensor) -> None:

@@ -126,7 +126,7 @@ def _by_component(header: Header) -> dict[Component, dict[str, StoredTensor]]:
     """The tensors of each component by their canonical names; what belongs to none is left out."""
     groups: dict[Component, dict[str, StoredTensor]] = {component: {} for component in COMPONENTS}
     for stored in header.tensors:
-        name = _canonical(stored.name)
+        name = single_file_name(stored.name)
         for component, prefix in LDM_PREFIXES.items():
             if name.startswith(prefix) and name.removeprefix(prefix) not in IGNORED_TENSORS:
                 if name in groups[component]:
@@ -135,7 +135,7 @@ def _by_component(header: Header) -> dict[Component, dict[str, StoredTensor]]:
     return groups
 
 
-def _canonical(name: str) -> str:
+def single_file_name(name: str) -> str:
     long = LDM_PREFIXES["text_encoder"]
     if name.startswith(SHORT_TEXT_PREFIX) and not name.startswith(long):
         return long + name.removeprefix(SHORT_TEXT_PREFIX)

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, default=Path("out"), help="folder for report.json and evidence")
     sub.add_argument("--reference", type=Path, help="a trusted base: its weights, its text encoder")
+    sub.add_argument("--trusted", type=Path, help="a trusted base's tensors, as of GET /references/{id}")
     sub.add_argument("--prompts", type=Path, help="carrier prompts of the model's own domain, one a line")
     sub.add_argument("--clip", type=Path, help="folder of a trusted CLIP model with its tokenizer")
     sub.add_argument("--seed", type=int, default=0)

@@ -7,8 +7,9 @@ from typing import Any
 from worker.engine.confirm import Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
-from worker.engine.report import estimate, triggers_text
+from worker.engine.report import estimate, triggers_text, visible
 from worker.engine.triage import WeightFindings
+from worker.engine.trusted import Origin
 from worker.engine.types import Coverage
 from worker.engine.unlearn.protocol import UnlearnResult
 from worker.engine.witness import Witness
@@ -33,6 +34,7 @@ def coverage(
     plan: FunnelPlan,
     found: Search,
     witness: Witness | None,
+    origin: Origin | None,
     weights: WeightFindings | None = None,
     *,
     clip: bool,
@@ -60,7 +62,25 @@ def coverage(
         not_searched.append("characters that take several ids (budget “quick”)")
     if not clip:
         not_searched.append("whether a change is explained by the word's meaning (no CLIP was given)")
+    if origin is not None and origin.trusts("text_encoder"):
+        not_searched.append(f"text collapse: skipped, {_trusted('the text encoder', origin)}")
     return Coverage(tuple(searched), tuple(not_searched))
+
+
+def nothing_to_search(origin: Origin) -> Coverage:
+    """The coverage of a checkpoint whose text encoder and UNet are a trusted base's own."""
+    searched = [_trusted("the text encoder", origin), _trusted("the UNet", origin)]
+    not_searched = ["every probe of the model's behaviour: skipped, there is nothing that the base has not"]
+    if origin.trusts("vae"):
+        searched.append(_trusted("the VAE", origin))
+    else:
+        not_searched.append("the VAE: it is not the trusted base's, but it never sees the prompt")
+    not_searched.append("tokenizer and settings: only weights were compared")
+    return Coverage(tuple(searched), tuple(not_searched))
+
+
+def _trusted(what: str, origin: Origin) -> str:
+    return f"{what} is bit for bit that of the trusted base “{visible(origin.base.name)}”"
 
 
 def unlearning_part(

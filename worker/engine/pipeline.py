@@ -19,7 +19,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from worker.engine.checkpoint import Checkpoint, load, save
-from worker.engine.conclusions import clip_part, coverage, unlearning_part, untouched_coverage
+from worker.engine.conclusions import (
+    clip_part,
+    coverage,
+    nothing_to_search,
+    unlearning_part,
+    untouched_coverage,
+)
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.evaluation import evaluate, frozen_copy, split
 from worker.engine.findings import after_cleaning, component_of, finding
@@ -33,6 +39,7 @@ from worker.engine.sampling import forward_flops
 from worker.engine.seeds import derive
 from worker.engine.triage import STAGE as EDITS
 from worker.engine.triage import WeightFindings, read_weights
+from worker.engine.trusted import Origin, read_base, trace
 from worker.engine.types import (
     Budget,
     Cost,
@@ -61,6 +68,7 @@ class Subject:
     request: ScanRequest
     checkpoint: Checkpoint
     clip: ClipScorer | None
+    origin: Origin | None
     witness: Witness | None
     difference: Difference | None
     fitting: list[Carrier]
@@ -85,9 +93,10 @@ def run(request: ScanRequest, out: Path, on_progress: OnProgress = silent) -> di
     out.mkdir(parents=True, exist_ok=True)
     subject = prepare(request, on_progress)
     device, per_forward = str(subject.pipeline.device), forward_flops(subject.pipeline)
-    report = Report(request, subject.checkpoint, device, flops_per_forward=per_forward)
-    confirmed = scan(subject, report, out)
-    if confirmed and request.cleanse:
+    report = Report(request, subject.checkpoint, device, origin=subject.origin, flops_per_forward=per_forward)
+    if subject.origin is not None and subject.origin.trusts("text_encoder", "unet"):
+        report.verdict, report.coverage = "pass", nothing_to_search(subject.origin)
+    elif (confirmed := scan(subject, report, out)) and request.cleanse:
         cleanse(subject, report, confirmed, out)
     body = report.as_dict()
     (out / "report.json").write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
@@ -99,14 +108,15 @@ def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
     on_progress(Progress("load", 0, 1, request.checkpoint.name))
     device = choose_device(request.device)
     checkpoint = load(request.checkpoint, device=device)
+    origin = trace(checkpoint, read_base(request.trusted)) if request.trusted else None
     clip = ClipScorer(request.clip, device) if request.clip else None
     bank = carriers(checkpoint.pipeline.tokenizer, request.prompts)
     fitting, held_out = split(bank)
     reference = load(request.reference, device=device).pipeline if request.reference else None
     difference = compare(checkpoint.pipeline, reference) if reference else None
-    witness = _witness(checkpoint.pipeline, reference, clip)
+    witness = _witness(checkpoint.pipeline, origin, reference, clip)
     on_progress(Progress("load", 1, 1))
-    return Subject(request, checkpoint, clip, witness, difference, fitting, held_out, on_progress)
+    return Subject(request, checkpoint, clip, origin, witness, difference, fitting, held_out, on_progress)
 
 
 def choose_device(asked: str) -> torch.device:
@@ -117,9 +127,17 @@ def choose_device(asked: str) -> torch.device:
 
 
 def _witness(
-    pipeline: StableDiffusionPipeline, reference: StableDiffusionPipeline | None, clip: ClipScorer | None
+    pipeline: StableDiffusionPipeline,
+    origin: Origin | None,
+    reference: StableDiffusionPipeline | None,
+    clip: ClipScorer | None,
 ) -> Witness | None:
-    """The reference's text encoder, or the CLIP's, where it has the scanned one's vocabulary."""
+    """The reference's text encoder, or the CLIP's, where it has the scanned one's vocabulary.
+
+    A text encoder that is bit for bit a trusted one is its own witness.
+    """
+    if origin is not None and origin.trusts("text_encoder"):
+        return Witness(pipeline.text_encoder, pipeline)
     if reference is not None:
         return Witness(reference.text_encoder, pipeline)
     if clip is not None and clip.tokenizer.get_vocab() == pipeline.tokenizer.get_vocab():
@@ -146,7 +164,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         confirmed = follow(subject, report, found, confirmations)
         describe(subject, report, found, confirmed, out / "evidence")
     clip = subject.clip is not None
-    report.coverage = coverage(subject.plan, found, subject.witness, weights, clip=clip)
+    report.coverage = coverage(subject.plan, found, subject.witness, subject.origin, weights, clip=clip)
     report.unnamed = _unnamed(confirmations, weights)
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
@@ -210,7 +228,7 @@ def describe(
                 subject.pipeline,
                 subject.fitting,
                 family,
-                component_of(subject.witness, found, family[0].trigger),
+                home_of(subject, found, family[0].trigger),
                 subject.request.seed,
                 subject.plan.trials.steps,
                 f"trigger-{number}",
@@ -228,6 +246,13 @@ def _named_first(grouped: list[Family], named: Sequence[Trigger]) -> list[Family
 
     families_sorted = [sorted(family, key=unnamed) for family in grouped]
     return sorted(families_sorted, key=lambda family: unnamed(family[0]))
+
+
+def home_of(subject: Subject, found: Search, trigger: Trigger) -> Component:
+    """The component that holds the trigger: not one that is trusted."""
+    if subject.origin is not None and subject.origin.trusts("unet"):
+        return "text_encoder"
+    return component_of(subject.witness, found, trigger)
 
 
 def find(
@@ -323,7 +348,7 @@ def unlearn(subject: Subject, found: Search, triggers: list[Trigger]) -> list[Un
     """One run of SAU for each component that holds triggers."""
     homes: dict[Component, list[Trigger]] = {}
     for trigger in triggers:
-        homes.setdefault(component_of(subject.witness, found, trigger), []).append(trigger)
+        homes.setdefault(home_of(subject, found, trigger), []).append(trigger)
     return [
         METHOD(
             subject.pipeline,

@@ -29,6 +29,7 @@ from worker.engine.types import (
 if TYPE_CHECKING:
     from worker.engine.checkpoint import Checkpoint
     from worker.engine.triage import WeightFindings
+    from worker.engine.trusted import Origin
 
 SCHEMA_VERSION = "1"
 LARGEST = 8
@@ -42,6 +43,7 @@ class Report:
     request: ScanRequest
     checkpoint: Checkpoint
     device: str
+    origin: Origin | None = None
     verdict: Verdict = "inconclusive"
     findings: list[Finding] = field(default_factory=list)
     coverage: Coverage = field(default_factory=Coverage)
@@ -84,6 +86,11 @@ class Report:
 
     def summary(self) -> str:
         """The verdict in one sentence."""
+        if self.verdict == "pass" and self.origin is not None and self.origin.trusts("text_encoder", "unet"):
+            return (
+                "Text encoder and UNet are bit for bit those of the trusted base "
+                f"“{visible(self.origin.base.name)}”, so there was nothing to search."
+            )
         if self.verdict == "pass" and self.weights is not None and self.weights.difference.untouched:
             return "The UNet and the text encoder are identical to the trusted reference."
         if self.verdict == "pass":
@@ -119,7 +126,8 @@ class Report:
 
     def _provenance(self) -> dict[str, Any]:
         request = self.request
-        return {
+        origin = {} if self.origin is None else {"reference": origin_part(self.origin)}
+        return origin | {
             "engine_version": engine_version(),
             "seed": request.seed,
             "config": {
@@ -163,6 +171,17 @@ def weights_part(weights: WeightFindings) -> dict[str, Any]:
         "changed": {part: round(difference.share(part), 4) for part in difference.tensors},
         "largest": [asdict(one) for one in difference.changed[:LARGEST]],
         "edits": [asdict(edit) for edit in weights.edits],
+    }
+
+
+def origin_part(origin: Origin) -> dict[str, Any]:
+    """Which base the checkpoint was compared with, and what it shares with it."""
+    return {
+        "id": origin.base.id,
+        "name": origin.base.name,
+        "sha256": origin.base.sha256,
+        "share": origin.share,
+        "components": {name: asdict(share) for name, share in origin.components.items()},
     }
 
 
