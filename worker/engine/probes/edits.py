@@ -34,10 +34,13 @@ COORDINATES, PARTNERS, CLOSE = 8, 4, 0.06
 TRIED = 24
 """Words read in whole prompts, for each prefix."""
 
-FIRSTS, SAMPLED, MET, SECONDS = 2, 384, 1024, 48
+FIRSTS, SAMPLED, MET, SECONDS = 2, 1024, 3072, 64
 """Pairs: first words; words to learn its influence on, words met behind it, words read in whole prompts."""
 
-SETTLED, MOST = 0.995, 0.9
+SHORT = 5
+"""Positions in which second words are compared: both words, end marker, two of padding."""
+
+SETTLED, MOST = 0.995, 0.95
 """One word that closes so much in all positions, and explains most of the edit, needs no second word."""
 
 LENGTH = 24
@@ -211,9 +214,11 @@ def _pairs(words: Lexicon, edited: Remap, first: _Guess, seed: int) -> list[_Gue
     goal, directions = edited.before(words.eos[first.place, first.target]), _directions(edited)
     way = goal - edited.before(bent)
     met = (way - way @ directions @ directions.mT).norm(dim=-1).argsort()[:MET]
-    there = words.states(first.place, _ids(words, [(first.ids[0], int(other)) for other in met]), 3)[:, 1]
-    left = (edited.after(there) - goal).square().sum(-1)
-    closed = 1 - left / (edited.before(there) - goal).square().sum(-1).clamp_min(1e-12)
+    pairs = _ids(words, [(first.ids[0], int(other)) for other in met])
+    there = words.states(first.place, pairs, SHORT)[:, 1:]
+    meant = edited.before(_target_states(words, first.place, [first.target], SHORT)[:, 1:])
+    left = (edited.after(there) - meant).square().sum((1, 2))
+    closed = 1 - left / (edited.before(there) - meant).square().sum((1, 2)).clamp_min(1e-12)
     best = met[closed.argsort(descending=True)[:SECONDS]].tolist()
     return [_Guess(first.place, (*first.ids, index), first.target, first.own) for index in best]
 
