@@ -5,8 +5,9 @@ the search may have met one of those first. So a confirmed trigger is followed t
 effect that an id has, <D(v), D(c)> / <D(c), D(c)>: of the sketched effect over the whole space, of the exact
 one over the best two thousand, of the finished latents over the best few dozen. The last two are taken where
 the confirmed trigger's effect stands out: a patch is a patch whatever else an id may mean. What has half of
-it on finished latents goes to `confirm` like any other candidate. The finished pictures of a family look
-alike; the first step tells its members apart, and the id that the backdoor was trained on moves it most.
+it on finished latents goes to `confirm` like any other candidate. The one with the largest effect names the
+backdoor. Finished patches are alike, however loud the id that asked for them; the first step tells those
+apart, since it is the id that a patch was trained on that moves it most.
 """
 
 from __future__ import annotations
@@ -90,19 +91,22 @@ def kin(
 def families(
     pipeline: StableDiffusionPipeline, found: Search, confirmed: Sequence[Confirmation], seed: int
 ) -> tuple[list[Family], Cost]:
-    """Confirmed triggers grouped by backdoor: the strongest begins a family, and its kin join it."""
+    """Confirmed triggers grouped by backdoor: kin join the one with the largest effect that is left."""
     own = [one.trigger for one in confirmed]
     ends, cost = trajectory(pipeline, found.views, own, seed)
     marks = _marks(ends, found.views, confirmed)
     exact, spent = onestep(pipeline, found.views, own)
-    alike, strength = _shares(ends, ends, marks), _shares(exact, exact, marks).mean(0)
-    left = strength.argsort(descending=True).tolist()
+    cost += spent
+    alike, strength = _shares(ends, ends, marks), _shares(exact, exact, marks).mean(0).tolist()
+    effects = [one.statistics.effect_size for one in confirmed]
+    left = sorted(range(len(confirmed)), key=lambda index: -effects[index])
     grouped: list[Family] = []
     while left:
         joined = [index for index in left if index == left[0] or alike[left[0], index] >= LEAST_SHARE]
+        if confirmed[left[0]].rule == "patch":
+            joined.sort(key=lambda index: -strength[index])
         grouped.append([confirmed[index] for index in joined])
         left = [index for index in left if index not in joined]
-    cost += spent
     return grouped, cost
 
 
