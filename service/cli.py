@@ -35,6 +35,7 @@ from service.cli_options import (
     Severity,
     Url,
 )
+from service.cli_sources import FromUrl, HuggingFace, RepositoryFile, chosen
 from service.client import ApiError, Client, DigestMismatchError, UnreachableError
 from service.connection import DEFAULT_FOLDER, Connection
 from service.gate import Bar, Exit, Keep, judge
@@ -97,8 +98,12 @@ def _welcome(connection: Connection, data: Path) -> Panel:
 @app.command()
 def submit(
     file: Annotated[
-        Path, typer.Argument(help="A checkpoint: .safetensors, .zip or a diffusers folder.", exists=True)
-    ],
+        Path | None,
+        typer.Argument(help="A checkpoint: .safetensors, .zip or a diffusers folder.", exists=True),
+    ] = None,
+    from_url: FromUrl = None,
+    huggingface: HuggingFace = None,
+    repository_file: RepositoryFile = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the verdict and exit with it.")] = False,
     budget: Annotated[Budget, typer.Option(help="How much work the scan may be.")] = Budget.STANDARD,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
@@ -119,13 +124,14 @@ def submit(
     api_key: ApiKey = None,
     data: Data = DEFAULT_FOLDER,
 ) -> None:
-    """Upload a checkpoint and scan it."""
+    """Scan a checkpoint: upload it, or have the service fetch it."""
+    what = chosen(file, from_url, huggingface, repository_file)
     options = {"budget": budget.value, "seed": seed, "cleanse": cleanse, "prompts": _prompts(prompts)}
     keep = Keep(out, {"sarif": sarif, "junit": junit, "html": html, "markdown": markdown})
     bar = _bar(policy, fail_on)
     with _client(url, api_key, data) as client:
         bar = bar.pinned(client)
-        scan = steps.upload(client, file, options, force=force)
+        scan = steps.submit(client, what, options, force=force)
         if wait or keep.anything or bar.is_set:
             finish(client, scan["id"], keep, bar)
         console.print(scan["id"])

@@ -91,6 +91,13 @@ class Client:
             return self._submit_source({"upload": upload}, path.name, options, force)
         return self._upload(path, sha256, options | {"force": force}, on_bytes)
 
+    def submit_source(
+        self, source: Mapping[str, str], options: Mapping[str, Any], *, force: bool = False
+    ) -> dict[str, Any]:
+        """Queue a scan of a file that the service fetches, see `POST /scans`; returns the scan."""
+        body = {"source": dict(source), "options": _without_nones(options), "force": force}
+        return self._json("POST", "/scans", json=body)
+
     def _submit_known(self, sha256: str, name: str, options: dict[str, Any], force: bool) -> dict[str, Any]:
         return self._submit_source({"sha256": sha256}, name, options, force)
 

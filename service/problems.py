@@ -11,7 +11,9 @@
     │                 WebhookDisabled
     ├── UnsupportedTusVersion 412 · UploadLocked 423
     ├── InvalidRequest 422 · IdempotencyKeyReused 422 · RateLimited 429 · QuotaExceeded 429
-    ├── DestinationRefused 422 · DestinationUnresolved 422
+    ├── DestinationRefused 422 · DestinationUnresolved 422 · SourceNotAllowed 422
+    ├── SourceFailed 502: SourceUnreachable · SourceTimeout · SourceNotFound · SourceForbidden
+    │                     RedirectNotAllowed
     ├── bad uploads
     │   ├── EmptyUpload · UploadIncomplete · InvalidDigest · DigestMismatch · MalformedMultipart   400
     │   ├── InvalidUploadMetadata · UploadOverflow   400
@@ -215,6 +217,34 @@ class DestinationRefused(Problem):
 
 class DestinationUnresolved(Problem):
     status, code, title = 422, "destination-unresolved", "The name of the host cannot be resolved"
+
+
+class SourceNotAllowed(Problem):
+    status, code, title = 422, "source-not-allowed", "The service downloads nothing from there"
+
+
+class SourceFailed(Problem):
+    status, code, title = 502, "source-failed", "The source did not answer with the file"
+
+
+class SourceUnreachable(SourceFailed):
+    code, title = "source-unreachable", "The source cannot be reached, or the connection broke off"
+
+
+class SourceTimeout(SourceFailed):
+    code, title = "source-timeout", "The source took too long"
+
+
+class SourceNotFound(SourceFailed):
+    code, title = "source-not-found", "The source has no such file"
+
+
+class SourceForbidden(SourceFailed):
+    code, title = "source-forbidden", "The source does not let the service read the file"
+
+
+class RedirectNotAllowed(SourceFailed):
+    code, title = "redirect-not-allowed", "The source redirects to where the service downloads nothing from"
 
 
 class EmptyUpload(Problem):

@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.db import submissions
+from service.db import scans, submissions
 from service.db.json import storable
+from service.db.models import Scan
 from service.db.scans import ArtifactRecord
 from service.domain.results import SIGNATURE_NAME, result_path
 from service.reports import FORMATS, render
@@ -67,3 +68,17 @@ def held(
     for sha256 in sorted({file.sha256 for file in made.files}):
         submissions.lock_blob(session, sha256)
     return made if all(blobs.exists(file.sha256) for file in made.files) else remake()
+
+
+def publish_decided(
+    session: Session, scan: Scan, report: Mapping[str, Any], blobs: BlobStore, signer: Signer | None
+) -> None:
+    """Store, sign and show the report of a scan that needs no worker."""
+
+    def make() -> Publication:
+        return publication(scan.id, report, (), blobs, signer)
+
+    shown = held(session, make(), blobs, make)
+    scans.add_artifacts(session, scan.id, shown.files)
+    scan.signed_by = shown.signed_by
+    session.flush()

@@ -76,6 +76,16 @@ class Settings(BaseSettings):
         'a JSON list such as ["hooks.intranet"]',
     )
 
+    source_allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="hosts that checkpoints may be downloaded from, redirects included; a leading dot takes "
+        'in the hosts below a name; a JSON list such as ["models.intranet", ".hf.co"]',
+    )
+    huggingface_url: str | None = Field(
+        None, description="base URL of Hugging Face or of a mirror of it; None fetches nothing by its ids"
+    )
+    download_seconds: float = Field(3600.0, description="a checkpoint must have been downloaded by then")
+
     webhook_timeout_seconds: float = Field(15.0, description="a receiver must have answered by then")
     webhook_first_retry_seconds: float = Field(
         20.0, description="wait after the first failed try; it grows fourfold, to 12 hours, over 8 tries"

@@ -13,6 +13,17 @@ REPORTS = ("json", "html")
 """Formats of a report that are always saved beside the model."""
 
 
+def submit(
+    client: Client, what: Path | dict[str, str], options: dict[str, Any], *, force: bool = False
+) -> dict[str, Any]:
+    """Send a checkpoint, or name its source; returns the scan."""
+    if isinstance(what, Path):
+        return upload(client, what, options, force=force)
+    scan = client.submit_source(what, options, force=force)
+    notes.print(f"{scan['id']}  {scan['state']}: the service fetches {scan['filename']}")
+    return scan
+
+
 def upload(client: Client, file: Path, options: dict[str, Any], *, force: bool = False) -> dict[str, Any]:
     """Send a checkpoint with a progress bar; returns the scan."""
     with packed(file) as archive, Transfer(console, "uploading") as transfer:

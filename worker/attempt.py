@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from service import publication
 from service.db import scans
 from service.db.scans import Claim
+from service.domain.sources import with_source
 from service.publication import Publication
 from service.reports.signing import Signer
 from service.settings import Settings
@@ -107,6 +108,7 @@ class Attempt:
 
     def _publish(self, report: dict[str, Any], out: Path | None) -> str:
         """Store and sign the result, then show it. out: the job's folder, if it left more than a report."""
+        report = with_source(report, self._claim.source)
 
         def make() -> Publication:
             files = [] if out is None else artifacts.store(out, self._claim, self._blobs)

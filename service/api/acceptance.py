@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service import publication
 from service.api.audit import note
 from service.api.deps import Parts, checked
 from service.api.schemas import SubmissionFields
-from service.db import references, scans, submissions, uploads
+from service.db import references, submissions, uploads
 from service.db.models import Scan, Upload
 from service.db.quotas import ActiveScansExceededError, StoredBytesExceededError
 from service.db.submissions import KeyReusedError, Submission
 from service.db.tenants import Principal
 from service.domain import static_report
 from service.domain.options import ScanOptions, canonical, config_hash
+from service.domain.sources import Source, shown
 from service.problems import (
     IdempotencyKeyReused,
     Problem,
@@ -27,7 +27,8 @@ from service.problems import (
     UnknownBlob,
     UploadNotFound,
 )
-from service.publication import Publication
+from service.publication import publish_decided
+from service.sources import check_allowed
 from service.storage.intake import Received, check_digest
 from service.storage.preflight import preflight
 
@@ -123,6 +124,15 @@ def scan_uploaded(parts: Parts, wish: Wish, upload: Upload) -> tuple[Scan, bool]
         return _create(parts, session, wish, submission)
 
 
+def scan_remote(parts: Parts, wish: Wish, source: Source) -> tuple[Scan, bool]:
+    """Scan a file that is fetched later (`service.events.fetcher`). Raises SourceNotAllowed."""
+    check_allowed(parts.settings, source)
+    record = source.model_dump(mode="json")
+    with parts.database.transaction() as session:
+        submission = replace(_wanted(session, parts, wish, source=record), source=record)
+        return _create(parts, session, wish, submission)
+
+
 def _create(parts: Parts, session: Session, wish: Wish, submission: Submission) -> tuple[Scan, bool]:
     try:
         scan, reused = submissions.create_scan(session, submission)
@@ -134,46 +144,40 @@ def _create(parts: Parts, session: Session, wish: Wish, submission: Submission) 
         raise QuotaExceeded("Delete scans that are not needed.", headers={"Retry-After": "3600"}) from error
     checked(scan)  # the first scan of an Idempotency-Key may be deleted by now
     if submission.decided is not None and not reused:
-        _publish(parts, session, scan, submission.decided)
-    note(session, wish.principal, "scan.submitted", scan.id, sha256=scan.blob_sha256, reused=reused)
+        publish_decided(session, scan, submission.decided, parts.blobs, parts.signer)
+    details = {} if scan.source is None else {"source": shown(scan.source)}
+    note(
+        session, wish.principal, "scan.submitted", scan.id, sha256=scan.blob_sha256, reused=reused, **details
+    )
     return scan, reused
-
-
-def _publish(parts: Parts, session: Session, scan: Scan, report: dict[str, Any]) -> None:
-    """Store and sign the report of a scan that needs no worker."""
-
-    def make() -> Publication:
-        return publication.publication(scan.id, report, (), parts.blobs, parts.signer)
-
-    held = publication.held(session, make(), parts.blobs, make)
-    scans.add_artifacts(session, scan.id, held.files)
-    scan.signed_by = held.signed_by
-    session.flush()
 
 
 def _submission(
     session: Session, parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *, size: int
 ) -> Submission:
-    settings = parts.settings
-    options = wish.options.model_dump(mode="json")
-    witness = str(settings.clip_path) if settings.clip_path else None
+    wanted = _wanted(session, parts, wish, sha256=sha256)
+    decided = static_report.decide(
+        static, sha256=sha256, engine_version=wanted.engine_version, config=wanted.options
+    )
+    return replace(wanted, blob_sha256=sha256, static=static, decided=decided, size=size)
+
+
+def _wanted(session: Session, parts: Parts, wish: Wish, **file: Any) -> Submission:
+    """What is asked for, of no file yet. file: by what the request names it, under one key."""
+    witness = str(parts.settings.clip_path) if parts.settings.clip_path else None
     config = config_hash(wish.options, witness, _references(session, wish))
-    identity = canonical({"sha256": sha256, "config": config, "force": wish.fields.force})
+    identity = canonical({**file, "config": config, "force": wish.fields.force})
     return Submission(
         tenant_id=wish.principal.tenant_id,
-        blob_sha256=sha256,
+        blob_sha256=None,
         filename=wish.filename,
-        options=options,
-        static=static,
+        options=wish.options.model_dump(mode="json"),
+        static={},
         engine_version=parts.engine_version,
         config_hash=config,
         fingerprint=hashlib.sha256(identity).hexdigest(),
         idempotency_key=wish.idempotency_key,
         force=wish.fields.force,
-        decided=static_report.decide(
-            static, sha256=sha256, engine_version=parts.engine_version, config=options
-        ),
-        size=size,
         quota=parts.quota,
     )
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.db.models import Scan
 from service.domain.options import ScanOptions
 from service.domain.policy import Judgement, Policy
-from service.domain.states import State
+from service.domain.sources import HuggingFaceSource, UrlSource, shown
+from service.domain.states import TERMINAL, State
 from service.domain.webhooks import EVENTS, Event
 from service.problems import InvalidRequest
 
@@ -43,6 +44,7 @@ class ScanResource(BaseModel):
                     "cancel_requested": False,
                     "filename": "model.safetensors",
                     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                    "source": None,
                     "options": {
                         "budget": "standard",
                         "seed": 0,
@@ -70,7 +72,14 @@ class ScanResource(BaseModel):
     attempt: int
     cancel_requested: bool
     filename: str
-    sha256: str
+    sha256: Annotated[str | None, Field(description="null until a file that is fetched is here")]
+    source: Annotated[
+        dict[str, str] | None,
+        Field(
+            description="Where the file was fetched from, without the queries of addresses; with `commit` "
+            "and `final_url` once it is here. null: it was uploaded"
+        ),
+    ]
     options: ScanOptions
     engine_version: str
     error: ScanError | None
@@ -126,11 +135,11 @@ class MultipartSubmission(SubmissionFields):
 
 
 class SubmissionBody(BaseModel):
-    """A submission by reference, without bytes."""
+    """A submission by reference: of bytes that are here, or that the service fetches."""
 
     model_config = ConfigDict(extra="forbid")
 
-    source: KnownFile | CompleteUpload
+    source: KnownFile | CompleteUpload | UrlSource | HuggingFaceSource
     options: ScanOptions = ScanOptions()
     force: bool = False
 
@@ -388,7 +397,7 @@ def links(scan: Scan) -> dict[str, str]:
             found |= {"signature": f"{base}/signature", "signing_key": "/signing-key"}
         if scan.model_removed_at is None and (scan.report.get("unlearning") or {}).get("cleaned_sha256"):
             found |= {"model": f"{base}/model"}
-    if scan.state in (State.QUEUED, State.RUNNING):
+    if scan.state not in TERMINAL:
         found |= {"cancel": f"{base}/cancel"}
     return found
 
@@ -399,7 +408,8 @@ def resource(scan: Scan) -> dict[str, Any]:
         "id", "state", "verdict", "stage", "progress", "attempt", "cancel_requested", "filename", "options",
         "engine_version", "error", "signed_by", "created_at", "started_at", "finished_at",
     )  # fmt: skip
-    return {name: getattr(scan, name) for name in plain} | {"sha256": scan.blob_sha256, "links": links(scan)}
+    file = {"sha256": scan.blob_sha256, "source": None if scan.source is None else shown(scan.source)}
+    return {name: getattr(scan, name) for name in plain} | file | {"links": links(scan)}
 
 
 def encode_cursor(scan: Scan) -> str:

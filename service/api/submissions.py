@@ -11,14 +11,22 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from service import problems
-from service.api.acceptance import Wish, accept, scan_known, scan_uploaded
+from service.api.acceptance import Wish, accept, scan_known, scan_remote, scan_uploaded
 from service.api.bodies import json_body, media_type, refuse_coding, upload_limits
 from service.api.deps import Parts, PartsDep, Writer
 from service.api.errors import invalid_request
 from service.api.multipart import MultipartReader
-from service.api.schemas import AcceptedScan, KnownFile, SubmissionBody, SubmissionFields, resource
+from service.api.schemas import (
+    AcceptedScan,
+    CompleteUpload,
+    KnownFile,
+    SubmissionBody,
+    SubmissionFields,
+    resource,
+)
 from service.api.uploads import basename, completed_upload
 from service.db.models import Scan
+from service.domain.sources import file_name
 from service.problems import UploadIncomplete
 from service.storage.digests import declared_sha256
 from service.storage.intake import receive, with_idle_limit
@@ -61,6 +69,7 @@ _REQUEST_BODY = {
         problems.UploadLocked,
         problems.ReferenceNotFound,
         problems.UploadTimeout,
+        problems.SourceNotAllowed,
         problems.Gone,
         problems.UploadTooLarge,
         problems.UnsupportedFormat,
@@ -94,8 +103,10 @@ async def submit_scan(
     """Send the file as the body (`curl --data-binary @model.safetensors`), options in the query.
 
     Multipart takes the file as `file` and the options as fields. JSON names a file uploaded before, by its
-    hash or by the id of its resumable upload. The same file with the same options is answered by the earlier
-    scan (`reused`), unless `force`.
+    hash or by the id of its resumable upload, or where the service fetches it from: a URL, or a file of a
+    Hugging Face repository. Such a scan is `created`, then `uploading` until the file is here; what goes
+    wrong on the way is its `error`. The same file with the same options is answered by the earlier scan
+    (`reused`), unless `force`.
     """
     wish = Wish(principal, basename(filename), fields, idempotency_key)
     if media_type(request) == "application/json":
@@ -115,6 +126,9 @@ async def _by_reference(request: Request, parts: Parts, wish: Wish, *, named: bo
     wish = replace(wish, fields=SubmissionFields(**body.options.model_dump(), force=body.force))
     if isinstance(body.source, KnownFile):
         return await run_in_threadpool(scan_known, parts, wish, body.source.sha256)
+    if not isinstance(body.source, CompleteUpload):
+        wish = wish if named else replace(wish, filename=basename(file_name(body.source)))
+        return await run_in_threadpool(scan_remote, parts, wish, body.source)
     upload = await run_in_threadpool(completed_upload, parts, wish.principal, body.source.upload)
     wish = wish if named else replace(wish, filename=upload.filename)
     return await run_in_threadpool(scan_uploaded, parts, wish, upload)

@@ -33,6 +33,7 @@ class Claim:
     options: dict[str, Any]
     static: dict[str, Any]
     engine_version: str
+    source: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class AlreadyFinishedError(Exception):
         self.state = state
 
 
-def _enter(session: Session, scan_id: str, attempt: int, state: State, **details: Any) -> None:
+def enter(session: Session, scan_id: str, attempt: int, state: State, **details: Any) -> None:
+    """Tell of a move that this transaction made: to the event stream, and to webhooks if it is the end."""
     events.record(session, scan_id, attempt, "state", {"state": state.value, **details})
     if state in TERMINAL:
         webhooks.scan_ended(session, scan_id)
@@ -155,7 +157,7 @@ def _cancel(session: Session, scan: Scan) -> None:
     scan.state, scan.cancel_requested = State.CANCELLED, True
     scan.lease_owner = scan.lease_expires_at = None
     scan.finished_at = session.scalar(select(func.now()))
-    _enter(session, scan.id, scan.attempt, State.CANCELLED)
+    enter(session, scan.id, scan.attempt, State.CANCELLED)
 
 
 # Running
@@ -190,7 +192,7 @@ def claim(
     if scan is None:
         return None
     assert scan.blob_sha256 is not None, "a queued scan has its file"
-    _enter(session, scan.id, scan.attempt, State.RUNNING)
+    enter(session, scan.id, scan.attempt, State.RUNNING)
     return Claim(
         scan_id=scan.id,
         attempt=scan.attempt,
@@ -199,6 +201,7 @@ def claim(
         filename=scan.filename,
         options=scan.options,
         static=scan.static,
+        source=scan.source,
         engine_version=scan.engine_version,
     )
 
@@ -259,7 +262,7 @@ def _leave(session: Session, scan_id: str, attempt: int, state: State, **values:
     if session.scalars(statement).one_or_none() is None:
         return False
     details = {key: values[key] for key in ("verdict", "error") if key in values}
-    _enter(session, scan_id, attempt, state, **details)
+    enter(session, scan_id, attempt, state, **details)
     return True
 
 

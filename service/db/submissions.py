@@ -14,7 +14,7 @@ from service.db.ids import new_id
 from service.db.locks import lock
 from service.db.models import Blob, IdempotencyKey, Scan
 from service.db.quotas import Quota, check_quota
-from service.domain.states import State, check
+from service.domain.states import TERMINAL, State, check
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class Submission:
 
     decided: the report of a scan that the static stage already decided; such a scan never reaches a worker.
     size: bytes that came with it, quota: what the tenant may use of the service.
+    source: where the file is to be fetched from; then there is no `blob_sha256` yet.
     """
 
     tenant_id: str
-    blob_sha256: str
+    blob_sha256: str | None
     filename: str
     options: dict[str, Any]
     static: dict[str, Any]
@@ -38,6 +39,14 @@ class Submission:
     decided: dict[str, Any] | None = None
     size: int = 0
     quota: Quota = field(default_factory=Quota)
+    source: dict[str, Any] | None = None
+
+    @property
+    def first_state(self) -> State:
+        """The state that the scan begins in."""
+        if self.source is not None:
+            return State.CREATED
+        return State.QUEUED if self.decided is None else State.SUCCEEDED
 
 
 class KeyReusedError(Exception):
@@ -74,19 +83,27 @@ def create_scan(session: Session, submission: Submission) -> tuple[Scan, bool]:
         _remember(session, submission, earlier.id)
         return earlier, True
     if submission.decided is None:
-        known = get_blob(session, submission.tenant_id, submission.blob_sha256) is not None
-        new_bytes = 0 if known else submission.size
-        check_quota(session, submission.tenant_id, submission.quota, new_bytes=new_bytes)
+        check_quota(
+            session, submission.tenant_id, submission.quota, new_bytes=_new_bytes(session, submission)
+        )
     scan = _insert(session, submission)
     _remember(session, submission, scan.id)
     return scan, False
 
 
+def _new_bytes(session: Session, submission: Submission) -> int:
+    sha256 = submission.blob_sha256
+    known = sha256 is not None and get_blob(session, submission.tenant_id, sha256) is not None
+    return 0 if known else submission.size
+
+
 def _serialise(session: Session, submission: Submission) -> None:
     """Requests of one tenant for one file, or with one key, pass one at a time until commit."""
-    names = [f"scan:{submission.tenant_id}:{submission.blob_sha256}"]
+    names = []
     if submission.idempotency_key is not None:
-        names.insert(0, f"key:{submission.tenant_id}:{submission.idempotency_key}")
+        names.append(f"key:{submission.tenant_id}:{submission.idempotency_key}")
+    if submission.blob_sha256 is not None:
+        names.append(f"scan:{submission.tenant_id}:{submission.blob_sha256}")
     for name in names:
         lock(session, name)
 
@@ -104,7 +121,7 @@ def _replayed(session: Session, submission: Submission) -> Scan | None:
 
 def _reusable(session: Session, submission: Submission) -> Scan | None:
     """The newest scan of the same bytes, engine and configuration that succeeded or still may, all there."""
-    if submission.force:
+    if submission.force or submission.blob_sha256 is None:
         return None
     statement = (
         select(Scan)
@@ -137,12 +154,14 @@ def _remember(session: Session, submission: Submission, scan_id: str) -> None:
 
 
 def _insert(session: Session, submission: Submission) -> Scan:
-    state = State.QUEUED if submission.decided is None else State.SUCCEEDED
-    check(State.CREATED, state)
+    state = submission.first_state
+    if state != State.CREATED:
+        check(State.CREATED, state)
     scan = Scan(
         id=new_id("scn"),
         tenant_id=submission.tenant_id,
         blob_sha256=submission.blob_sha256,
+        source=submission.source,
         filename=submission.filename,
         options=submission.options,
         static=submission.static,
@@ -150,9 +169,9 @@ def _insert(session: Session, submission: Submission) -> Scan:
         config_hash=submission.config_hash,
         state=state,
     )
-    if submission.decided is None:
+    if state == State.QUEUED:
         scan.queued_at = session.scalar(select(func.now()))
-    else:
+    elif submission.decided is not None:
         _decide(session, scan, submission.decided)
     session.add(scan)
     session.flush()
@@ -171,5 +190,5 @@ def _announce_birth(session: Session, scan: Scan) -> None:
     events.record(session, scan.id, 0, "state", {"state": scan.state, **details})
     if scan.state == State.QUEUED:
         scans.announce(session, scan.id)
-    else:
+    elif scan.state in TERMINAL:
         webhooks.scan_ended(session, scan.id)

@@ -200,7 +200,10 @@ class Origin(Part):
 
 
 class Provenance(Part):
-    """What is needed to run the scan again and get the same report. reference: whence the weights."""
+    """What is needed to run the scan again and get the same report. reference: whence the weights.
+
+    source: where the file was fetched from; None for one that was uploaded.
+    """
 
     engine_version: str
     seed: int = 0
@@ -209,6 +212,7 @@ class Provenance(Part):
     libraries: dict[str, str] = {}
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    source: dict[str, str] | None = None
 
 
 class Problem(Part):

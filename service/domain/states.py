@@ -3,6 +3,8 @@
 created -> uploading -> queued -> running -> succeeded | failed | cancelled | expired
 
 A scan that the static stage decides (a pickle that runs code) goes from `created` straight to `succeeded`.
+`created` is a scan whose file is still to be fetched, `uploading` one whose file is on its way, and
+`uploading -> uploading` a fetcher that takes over from a lost one.
 `running -> queued` is a lost worker, `running -> running` a new attempt that takes over an expired lease.
 A verdict (pass, fail, inconclusive) is not a state: a scan that found a backdoor has *succeeded*.
 """
@@ -27,7 +29,7 @@ TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPI
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.CREATED: frozenset({State.UPLOADING, State.QUEUED}) | TERMINAL,
-    State.UPLOADING: frozenset({State.QUEUED}) | TERMINAL,
+    State.UPLOADING: frozenset({State.UPLOADING, State.QUEUED}) | TERMINAL,
     State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.CANCELLED, State.EXPIRED}),
     State.RUNNING: frozenset({State.RUNNING, State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
     **{state: frozenset[State]() for state in TERMINAL},

@@ -1,4 +1,4 @@
-"""`python -m service.events`: relay, reaper, sweeper and webhooks in one process, until SIGTERM or SIGINT."""
+"""`python -m service.events`: relay, reaper, sweeper, webhooks and fetcher, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 from service.api.logs import configure
 from service.db.session import Database
-from service.events import reaper, relay, sweeper, webhooks
+from service.events import fetcher, reaper, relay, sweeper, webhooks
 from service.settings import get_settings
 
 
@@ -21,7 +21,7 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     beside = [
         threading.Thread(target=run, args=(database, settings), kwargs={"stop": stop})
-        for run in (reaper.run, sweeper.run, webhooks.run)
+        for run in (reaper.run, sweeper.run, webhooks.run, fetcher.run)
     ]
     for thread in beside:
         thread.start()

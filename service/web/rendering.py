@@ -15,6 +15,7 @@ from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from service.api.errors import invalid_request
+from service.domain.sources import shown
 from service.domain.states import State
 from service.problems import Problem, Unauthenticated
 from service.reports.characters import visible
@@ -45,7 +46,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(visible=visible, duration=duration, worded=worded)
+_ENVIRONMENT.filters.update(visible=visible, duration=duration, worded=worded, shown=shown)
 _TEMPLATES = Jinja2Templates(env=_ENVIRONMENT)
 
 

@@ -31,6 +31,7 @@ STAGES = {
     "evaluate": "measure what is left",
     "save": "write the cleaned model",
 }
+FETCH = {"fetch": "download the file"}
 _CLEANING = ("unlearn", "rescan", "evaluate", "save")
 _OTHERS = 50
 
@@ -59,7 +60,8 @@ def scan_page(
 def _live(scan: Scan) -> dict[str, Any]:
     wanted = [name for name in STAGES if scan.options.get("cleanse", True) or name not in _CLEANING]
     live = State(scan.state) not in TERMINAL
-    return {"scan": scan, "live": live, "stages": {name: STAGES[name] for name in wanted}}
+    before = {} if scan.source is None else FETCH
+    return {"scan": scan, "live": live, "stages": before | {name: STAGES[name] for name in wanted}}
 
 
 def _finished(parts: Parts, scan: Scan) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def test_settings_are_settings() -> None:
 def test_the_signing_override_fits() -> None:
     """It mounts the key where the setting says, in services that exist; and no other container gets it."""
     override = yaml.safe_load((ROOT / "docker" / "signing.yml").read_text())
-    assert set(override["services"]) == {"api", "worker-gpu", "worker-cpu"} <= set(SERVICES)
+    assert set(override["services"]) == {"api", "relay", "worker-gpu", "worker-cpu"} <= set(SERVICES)
     for service in override["services"].values():
         [secret] = service["secrets"]
         assert secret in override["secrets"]
