@@ -48,7 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
     parts = Parts(
         settings=settings,
-        database=Database(settings.database_url, pool_size=settings.database_pool_size),
+        database=Database(settings.database_url, pool_size=settings.database_pool_size).of_tenants(),
         blobs=open_blobs(settings),
     )
     _ = parts.signer  # a key that cannot be used is found out now, and not by the first scan that ends

@@ -54,7 +54,7 @@ def accept(parts: Parts, wish: Wish, received: Received) -> tuple[Scan, bool]:
     Returns the scan, and whether it existed before.
     """
     static = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes).as_dict()
-    with parts.database.transaction() as session:
+    with parts.database.transaction(wish.principal.tenant_id) as session:
         submissions.lock_blob(session, received.sha256)
         submission = _submission(session, parts, wish, received.sha256, static, size=received.size)
         created = _create(parts, session, wish, submission)
@@ -74,7 +74,7 @@ def complete_upload(parts: Parts, principal: Principal, upload: Upload, received
     except Problem:
         discard_upload(parts, upload)
         raise
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         submissions.lock_blob(session, received.sha256)
         if not uploads.complete(session, upload.id, received.sha256, static):
             raise UploadNotFound
@@ -87,7 +87,7 @@ def complete_upload(parts: Parts, principal: Principal, upload: Upload, received
 
 def discard_upload(parts: Parts, upload: Upload) -> None:
     """Remove an upload and its partial file."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(upload.tenant_id) as session:
         uploads.remove(session, upload.id)
     parts.partial_files.remove(upload.id)
 
@@ -103,7 +103,7 @@ def _store(
 
 def scan_known(parts: Parts, wish: Wish, sha256: str) -> tuple[Scan, bool]:
     """Scan a file that the tenant uploaded before. Raises UnknownBlob if there is none of that hash."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(wish.principal.tenant_id) as session:
         submissions.lock_blob(session, sha256)
         blob = submissions.get_blob(session, wish.principal.tenant_id, sha256)
         if blob is None:
@@ -115,7 +115,7 @@ def scan_uploaded(parts: Parts, wish: Wish, upload: Upload) -> tuple[Scan, bool]
     """Scan what a complete resumable upload brought. Raises UnknownBlob if it was deleted since."""
     assert upload.sha256 is not None
     assert upload.static is not None
-    with parts.database.transaction() as session:
+    with parts.database.transaction(wish.principal.tenant_id) as session:
         submissions.lock_blob(session, upload.sha256)
         submission = _submission(session, parts, wish, upload.sha256, upload.static, size=0)
         kept = submissions.get_blob(session, upload.tenant_id, upload.sha256) is not None

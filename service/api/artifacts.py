@@ -115,27 +115,27 @@ async def _report(parts: Parts, principal: Principal, scan_id: str, name: str) -
 async def _rendered(parts: Parts, scan: Scan, report: dict[str, Any], name: str) -> tuple[bytes, str]:
     """JSON is the bytes that were signed; a scan of a release before there were any has its row alone."""
     if name == "json":
-        kept = await run_in_threadpool(_kept_report, parts, scan.id)
+        kept = await run_in_threadpool(_kept_report, parts, scan)
         if kept is not None:
             return await _read_all(parts, kept), kept.media_type
     evidence = await _pictures(parts, scan) if name == "html" else {}
     return await run_in_threadpool(render, name, report, evidence, title=scan.filename)
 
 
-def _kept_report(parts: Parts, scan_id: str) -> Artifact | None:
-    with parts.database.transaction() as session:
-        return scans.get_artifact(session, scan_id, "report")
+def _kept_report(parts: Parts, scan: Scan) -> Artifact | None:
+    with parts.database.transaction(scan.tenant_id) as session:
+        return scans.get_artifact(session, scan.id, "report")
 
 
 async def _pictures(parts: Parts, scan: Scan) -> dict[str, bytes]:
-    artifacts = await run_in_threadpool(_evidence, parts, scan.id)
+    artifacts = await run_in_threadpool(_evidence, parts, scan)
     bodies = await asyncio.gather(*(_read_all(parts, artifact) for artifact in artifacts))
     return {artifact.name: body for artifact, body in zip(artifacts, bodies, strict=True)}
 
 
-def _evidence(parts: Parts, scan_id: str) -> list[Artifact]:
-    with parts.database.transaction() as session:
-        return [found for found in scans.list_artifacts(session, scan_id) if found.kind == "evidence"]
+def _evidence(parts: Parts, scan: Scan) -> list[Artifact]:
+    with parts.database.transaction(scan.tenant_id) as session:
+        return [found for found in scans.list_artifacts(session, scan.id) if found.kind == "evidence"]
 
 
 async def _read_all(parts: Parts, artifact: Artifact) -> bytes:
@@ -196,7 +196,7 @@ def _no_model(parts: Parts, principal: Principal, scan_id: str) -> Problem:
 
 
 def _note_download(parts: Parts, principal: Principal, scan_id: str, artifact: Artifact) -> None:
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         note(session, principal, "model.downloaded", scan_id, sha256=artifact.sha256)
 
 
@@ -204,5 +204,5 @@ def _artifact(
     parts: Parts, principal: Principal, scan_id: str, kind: str, name: str | None
 ) -> Artifact | None:
     find_scan(parts, principal, scan_id)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         return scans.get_artifact(session, scan_id, kind, name)

@@ -34,7 +34,7 @@ def read_audit(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> dict[str, Any]:
     """The tenant's entries, newest first."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         found = audit.list_entries(session, principal.tenant_id, before=before, limit=limit)
     more = bool(found) and found[-1].number > 1
     return {"entries": found, "next": found[-1].number if more else None}
@@ -48,7 +48,7 @@ def read_audit(
 )
 def verify_audit(parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """Recomputes every hash. Keep `head` and `entries` elsewhere to notice a log that was cut short."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         found = audit.verify(session, principal.tenant_id)
     return {
         "intact": found.broken_at is None,

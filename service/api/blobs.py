@@ -30,7 +30,7 @@ def probe_blob(
     sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], parts: PartsDep, principal: Reader
 ) -> Response:
     """200 with the file's size if the caller's tenant uploaded it: submit it by its hash then. Else 404."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         blob = submissions.get_blob(session, principal.tenant_id, sha256)
     if blob is None:
         raise UnknownBlob

@@ -18,7 +18,7 @@ from service.api.shutdown import Shutdown
 from service.db import scans, tenants
 from service.db.models import Scan
 from service.db.quotas import Quota
-from service.db.session import Database
+from service.db.session import TenantDatabase
 from service.db.tenants import Principal
 from service.egress import Egress
 from service.problems import Forbidden, Gone, ScanNotFound, Unauthenticated
@@ -35,7 +35,7 @@ class Parts:
     """What one application is made of; hangs at `app.state.parts`."""
 
     settings: Settings
-    database: Database
+    database: TenantDatabase
     blobs: BlobStore
     shutdown: Shutdown = field(default_factory=Shutdown)
 
@@ -93,7 +93,7 @@ def principal(
     token = bearer.credentials if bearer is not None else header or cookie_token(request)
     if token is None:
         raise Unauthenticated("Send the key as a bearer token.", headers={"WWW-Authenticate": "Bearer"})
-    with parts.database.transaction() as session:
+    with parts.database.nobodys_transaction() as session:
         known = tenants.authenticate(session, token)
     if known is None:
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
@@ -124,7 +124,7 @@ def find_scan(parts: Parts, principal: Principal, scan_id: str) -> Scan:
     """The caller's scan. Raises ScanNotFound (also for a scan of another tenant) or Gone."""
     if not SCAN_ID.fullmatch(scan_id):
         raise ScanNotFound
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         return checked(scans.get_scan(session, principal.tenant_id, scan_id))
 
 

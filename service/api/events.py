@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from service import problems
 from service.api.deps import Parts, PartsDep, Reader, find_scan
 from service.db import events
-from service.db.models import ScanEvent
+from service.db.models import Scan, ScanEvent
 
 router = APIRouter(tags=["scans"])
 
@@ -51,19 +51,19 @@ async def follow_scan(
     Events: `state` (state, and verdict or error), `progress` (stage, fraction, message), `worker_lost`,
     `cancel_requested`. A comment comes when nothing happens. Reconnect if the stream ends early.
     """
-    await run_in_threadpool(find_scan, parts, principal, scan_id)
+    scan = await run_in_threadpool(find_scan, parts, principal, scan_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = _stream(request, parts, scan_id, last_event_id)
+    stream = _stream(request, parts, scan, last_event_id)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _stream(request: Request, parts: Parts, scan_id: str, seq: int) -> AsyncIterator[bytes]:
+async def _stream(request: Request, parts: Parts, scan: Scan, seq: int) -> AsyncIterator[bytes]:
     """The encoded events; every look at the database is a transaction of its own."""
     settings = parts.settings
     started = spoken = time.monotonic()
-    yield format_sse_event(comment=f"scan {scan_id}") + b"retry: 2000\n\n"
+    yield format_sse_event(comment=f"scan {scan.id}") + b"retry: 2000\n\n"
     while time.monotonic() - started < settings.event_connection_seconds:
-        news, over = await run_in_threadpool(_look, parts, scan_id, seq)
+        news, over = await run_in_threadpool(_look, parts, scan, seq)
         for event in news:
             yield _encode(event)
             seq, spoken = event.seq, time.monotonic()
@@ -75,14 +75,14 @@ async def _stream(request: Request, parts: Parts, scan_id: str, seq: int) -> Asy
         await asyncio.sleep(settings.event_poll_seconds)
 
 
-def _look(parts: Parts, scan_id: str, seq: int) -> tuple[Sequence[ScanEvent], bool]:
+def _look(parts: Parts, scan: Scan, seq: int) -> tuple[Sequence[ScanEvent], bool]:
     """The events behind `seq`, and whether they are the last.
 
     The end is looked for first: a scan that has ended by then has its last event in the answer.
     """
-    with parts.database.transaction() as session:
-        over = events.is_over(session, scan_id)
-        news = events.after(session, scan_id, seq, limit=_BATCH)
+    with parts.database.transaction(scan.tenant_id) as session:
+        over = events.is_over(session, scan.id)
+        news = events.after(session, scan.id, seq, limit=_BATCH)
         return news, over and len(news) < _BATCH
 
 

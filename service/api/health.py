@@ -71,7 +71,7 @@ class QueueCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            with self._parts.database.transaction() as session:
+            with self._parts.database.nobodys_transaction() as session:
                 depth, age = scans.queue_depth(session)
         except SQLAlchemyError:
             return

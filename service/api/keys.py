@@ -35,7 +35,7 @@ def make_key(body: NewKeyBody, parts: PartsDep, principal: Admin) -> dict[str, A
 
 def issue(parts: Parts, principal: Principal, body: NewKeyBody) -> tuple[ApiKey, str]:
     """A new key and its token."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         key, token = tenants.issue_key(session, principal.tenant_id, name=body.name, scopes=body.scopes)
         note(session, principal, "key.created", key.id, name=key.name, scopes=key.scopes)
     return key, token
@@ -44,7 +44,7 @@ def issue(parts: Parts, principal: Principal, body: NewKeyBody) -> tuple[ApiKey,
 @router.get("/keys", response_model=KeyList, summary="List keys", responses=problems.responses(*_ACCESS))
 def list_keys(parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """The tenant's keys, also revoked ones, without tokens."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         return {"keys": [_resource(key) for key in tenants.list_keys(session, principal.tenant_id)]}
 
 
@@ -56,7 +56,7 @@ def list_keys(parts: PartsDep, principal: Admin) -> dict[str, Any]:
 )
 def revoke_key(key_id: str, parts: PartsDep, principal: Admin) -> None:
     """It opens nothing from the next request on."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         if not tenants.revoke_key(session, principal.tenant_id, key_id):
             raise KeyNotFound
         note(session, principal, "key.revoked", key_id)

@@ -47,7 +47,7 @@ def put_policy(
 def set_policy(parts: Parts, principal: Principal, name: str, policy: Policy) -> tuple[PolicyVersion, bool]:
     """The version that holds the policy, and whether it was made now."""
     body = policy.model_dump(mode="json")
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         version, made = policies.put_policy(session, principal.tenant_id, name, body)
         if made:
             note(session, principal, "policy.set", name, version=version.version)
@@ -59,7 +59,7 @@ def set_policy(parts: Parts, principal: Principal, name: str, policy: Policy) ->
 )
 def list_policies(parts: PartsDep, principal: Reader) -> dict[str, Any]:
     """The newest version of each."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         return {"policies": [_resource(one) for one in policies.list_policies(session, principal.tenant_id)]}
 
 
@@ -111,7 +111,7 @@ def verdict_of(
 
 def find_policy(parts: Parts, tenant_id: str, name: str, version: int | None) -> PolicyVersion:
     """A version of a tenant's policy, the newest by default. Raises PolicyNotFound."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(tenant_id) as session:
         found = policies.get_policy(session, tenant_id, name, version)
     if found is None:
         raise PolicyNotFound

@@ -102,7 +102,7 @@ async def add_reference(
 )
 def list_references(parts: PartsDep, principal: Reader) -> dict[str, Any]:
     """Newest first."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         found = references.list_references(session, principal.tenant_id)
     return {"references": [_resource(reference) for reference in found]}
 
@@ -115,7 +115,7 @@ def list_references(parts: PartsDep, principal: Reader) -> dict[str, Any]:
 )
 def read_reference(reference_id: ReferenceId, parts: PartsDep, principal: Reader) -> dict[str, Any]:
     """With the hash of every tensor: the file that `python -m worker.engine scan --trusted` takes."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         reference = _found(references.get_reference(session, principal.tenant_id, reference_id))
         tensors = references.tensors_of(session, reference.id)
     return _resource(reference) | {"tensors": tensors}
@@ -129,7 +129,7 @@ def read_reference(reference_id: ReferenceId, parts: PartsDep, principal: Reader
 )
 def remove_reference(reference_id: ReferenceId, parts: PartsDep, principal: Writer) -> None:
     """Reports that name it stay as they are; a scan that waits for it fails as `reference-missing`."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         reference = _found(references.get_reference(session, principal.tenant_id, reference_id))
         unneeded = retention.bury_reference(session, reference)  # locks bytes before the log
         note(session, principal, "reference.removed", reference_id, sha256=reference.blob_sha256)
@@ -155,14 +155,14 @@ async def _by_hash(request: Request, parts: Parts, principal: Principal) -> tupl
 
 def _trust_known(parts: Parts, principal: Principal, body: NewReference) -> tuple[TrustedReference, bool]:
     """The blob is looked up again after the long read: it may have been deleted meanwhile."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         _known(session, principal, body.sha256)
     with TemporaryDirectory(dir=parts.settings.scratch_dir) as scratch:
         try:
             tensors = _tensors(parts, parts.blobs.fetch(body.sha256, FilePath(scratch)))
         except BlobMissingError as error:
             raise UnknownBlob("The bytes are no longer here; upload the file.") from error
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         submissions.lock_blob(session, body.sha256)
         blob = _known(session, principal, body.sha256)
         return _register(session, principal, body.name, body.sha256, blob.format, tensors)
@@ -191,7 +191,7 @@ def _trust_upload(
     if judged.dangers or judged.format == "pickle":
         raise UntrustworthyFile("Pickles are never loaded. Convert it to safetensors where you trust it.")
     tensors = _tensors(parts, received.path)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         submissions.lock_blob(session, received.sha256)
         _keep(session, principal.tenant_id, received, judged, parts.quota)
         parts.blobs.adopt(received.path, received.sha256)

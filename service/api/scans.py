@@ -44,7 +44,7 @@ def list_scans(
 ) -> dict[str, Any]:
     """Newest first. Follow `next` until it is null; scans that are added meanwhile change no later page."""
     after = None if cursor is None else decode_cursor(cursor)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         found = scans.list_scans(
             session,
             principal.tenant_id,
@@ -109,7 +109,7 @@ async def _ended(parts: Parts, principal: Principal, scan_id: str, seconds: floa
 def cancel_scan(scan_id: str, parts: PartsDep, principal: Writer) -> dict[str, Any]:
     """A waiting scan ends at once. A running one is told to stop; read it until its state is cancelled."""
     find_scan(parts, principal, scan_id)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         try:
             scan = checked(scans.request_cancel(session, principal.tenant_id, scan_id))
         except AlreadyFinishedError as error:
@@ -127,7 +127,7 @@ def cancel_scan(scan_id: str, parts: PartsDep, principal: Writer) -> dict[str, A
 def delete_scan(scan_id: str, parts: PartsDep, principal: Writer) -> None:
     """Removes report, evidence, cleaned model and, with its last scan, the upload. The id answers 410."""
     find_scan(parts, principal, scan_id)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         scan = checked(scans.get_scan(session, principal.tenant_id, scan_id, lock=True))
         if scan.state not in TERMINAL:
             raise ScanActive("Cancel it first.")

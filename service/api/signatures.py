@@ -37,7 +37,7 @@ def list_files(scan_id: str, parts: PartsDep, principal: Reader) -> dict[str, An
     scan = find_scan(parts, principal, scan_id)
     if scan.report is None:
         raise NoReport(f"The scan is {scan.state}.")
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         found = scans.list_artifacts(session, scan_id)
     return {"files": [_file(artifact) for artifact in found]}
 
@@ -67,7 +67,7 @@ def _file(artifact: Artifact) -> dict[str, Any]:
 def download_signature(scan_id: str, request: Request, parts: PartsDep, principal: Reader) -> Response:
     """A bundle of OpenSSF Model Signing over report, evidence and cleaned model. Made once, at the end."""
     find_scan(parts, principal, scan_id)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         artifact = scans.get_artifact(session, scan_id, "signature")
     if artifact is None:
         raise NotSigned("It has not ended, or ended while no signing key was set.")

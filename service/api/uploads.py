@@ -139,7 +139,7 @@ def create_upload(
 
 
 def _create(parts: Parts, principal: Principal, filename: str, length: int, declared: str | None) -> Upload:
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         try:
             upload = uploads.create(
                 session,
@@ -213,7 +213,7 @@ async def append_bytes(
     upload = await run_in_threadpool(find_upload, parts, principal, upload_id)
     if upload.sha256 is not None:
         return _appended(upload.length, upload.expires_at, upload.sha256)
-    expires_at = await run_in_threadpool(_keep, parts, upload.id)
+    expires_at = await run_in_threadpool(_keep, parts, upload)
     settings = parts.settings
     limits = Limits(upload.length, settings.min_free_bytes, settings.upload_idle_seconds)
     async with parts.partial_files.append(upload.id, upload_offset, limits) as file:
@@ -257,7 +257,7 @@ def end_upload(upload_id: str, parts: PartsDep, principal: Writer) -> Response:
     if upload.sha256 is None:
         with parts.partial_files.locked(upload.id):
             discard_upload(parts, upload)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         note(session, principal, "upload.deleted", upload.id, sha256=upload.sha256)
         for sha256 in retention.bury_upload(session, upload):
             parts.blobs.delete(sha256)
@@ -271,7 +271,7 @@ def find_upload(parts: Parts, principal: Principal, upload_id: str) -> Upload:
     """The caller's upload. Raises UploadNotFound, also for one of another tenant."""
     if not _UPLOAD_ID.fullmatch(upload_id):
         raise UploadNotFound
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         upload = uploads.get(session, principal.tenant_id, upload_id)
     if upload is None:
         raise UploadNotFound
@@ -316,9 +316,9 @@ def _metadata(header: str) -> dict[str, str]:
     return found
 
 
-def _keep(parts: Parts, upload_id: str) -> datetime:
-    with parts.database.transaction() as session:
-        expires_at = uploads.keep(session, upload_id, parts.settings.upload_lifetime_seconds)
+def _keep(parts: Parts, upload: Upload) -> datetime:
+    with parts.database.transaction(upload.tenant_id) as session:
+        expires_at = uploads.keep(session, upload.id, parts.settings.upload_lifetime_seconds)
     if expires_at is None:
         raise UploadNotFound
     return expires_at

@@ -52,7 +52,7 @@ async def add_webhook(body: NewWebhookBody, parts: PartsDep, principal: Admin) -
 
 
 def _create(parts: Parts, principal: Principal, body: NewWebhookBody) -> Webhook:
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         try:
             webhook = webhooks.create(session, principal.tenant_id, body.url, body.events)
         except TooManyWebhooksError as error:
@@ -67,7 +67,7 @@ def _create(parts: Parts, principal: Principal, body: NewWebhookBody) -> Webhook
 )
 def list_webhooks(parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """Without secrets."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         return {"webhooks": webhooks.list_webhooks(session, principal.tenant_id)}
 
 
@@ -79,7 +79,7 @@ def list_webhooks(parts: PartsDep, principal: Admin) -> dict[str, Any]:
 )
 def read_webhook(webhook_id: str, parts: PartsDep, principal: Admin) -> Webhook:
     """Without its secret."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         return find(session, principal, webhook_id)
 
 
@@ -91,7 +91,7 @@ def read_webhook(webhook_id: str, parts: PartsDep, principal: Admin) -> Webhook:
 )
 def remove_webhook(webhook_id: str, parts: PartsDep, principal: Admin) -> None:
     """Nothing more is sent to it; its deliveries are forgotten."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         if not webhooks.remove(session, principal.tenant_id, webhook_id):
             raise WebhookNotFound
         note(session, principal, "webhook.deleted", webhook_id)
@@ -105,7 +105,7 @@ def remove_webhook(webhook_id: str, parts: PartsDep, principal: Admin) -> None:
 )
 def rotate_secret(webhook_id: str, parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """For a day messages carry two signatures, by the new secret and by the one that it replaces."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         webhook = find(session, principal, webhook_id)
         webhooks.rotate(session, webhook)
         note(session, principal, "webhook.rotated", webhook_id)
@@ -121,7 +121,7 @@ def rotate_secret(webhook_id: str, parts: PartsDep, principal: Admin) -> dict[st
 )
 def send_test(webhook_id: str, parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """An event `webhook.test`; what came of it is in the deliveries a moment later."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         webhook = _enabled(find(session, principal, webhook_id))
         return delivery_resource(webhooks.send_test(session, webhook))
 
@@ -142,7 +142,7 @@ def list_deliveries(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
     """Newest first, each with all its tries. Ended ones are kept for 30 days, or what the operator set."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         find(session, principal, webhook_id)
         found = webhooks.list_deliveries(
             session, principal.tenant_id, webhook_id, before=before, limit=limit + 1
@@ -160,7 +160,7 @@ def list_deliveries(
 )
 def replay_delivery(webhook_id: str, delivery_id: str, parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """The same message with the same `webhook-id`, at once and with all its tries, however it ended."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(principal.tenant_id) as session:
         _enabled(find(session, principal, webhook_id))
         delivery = webhooks.replay(session, principal.tenant_id, webhook_id, delivery_id)
         if delivery is None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, Text, cast, delete, exists, func, or_, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from service.db import events, webhooks
@@ -100,11 +101,9 @@ def _release_blob(session: Session, tenant_id: str, sha256: str) -> None:
 
 
 def still_named(session: Session, hashes: Collection[str]) -> set[str]:
-    """Those of the hashes that an upload, a published file or a scan under way names."""
-    uploads = select(Blob.sha256).where(Blob.sha256.in_(hashes))
-    products = select(Artifact.sha256).where(Artifact.sha256.in_(hashes))
-    inputs = select(Scan.blob_sha256).where(Scan.blob_sha256.in_(hashes), Scan.state.in_(_OPEN))
-    return set(session.scalars(uploads.union(products, inputs)))
+    """Those of the hashes that an upload, a published file or a scan under way names, of any tenant."""
+    named = func.still_named(cast(list(hashes), ARRAY(Text))).column_valued("sha256")
+    return set(session.scalars(select(named)))
 
 
 def running_attempts(session: Session) -> set[tuple[str, int]]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
 from service.db import events, outbox, webhooks
@@ -114,8 +114,7 @@ def get_artifact(session: Session, scan_id: str, kind: str, name: str | None = N
 
 def queue_depth(session: Session) -> tuple[int, float]:
     """How many scans wait for a worker, and for how many seconds the oldest has."""
-    age = func.coalesce(func.extract("epoch", func.now() - func.min(Scan.queued_at)), 0)
-    depth, waited = session.execute(select(func.count(), age).where(Scan.state == State.QUEUED)).one()
+    depth, waited = session.execute(text("SELECT depth, seconds FROM queue")).one()
     return depth, float(waited)
 
 

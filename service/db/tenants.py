@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,9 @@ from service.db.locks import lock
 from service.db.models import ApiKey, Tenant
 
 SCOPES = ("scans:read", "scans:write", "artifacts:read", "admin")
+
+_SHOW_TOKEN = text("SELECT set_config('sauscan.token', :sha256, true)")
+"""Row-level security shows the key of a token to whoever has the token."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def ensure_default_key(session: Session, token: str | None = None) -> str:
 
 def authenticate(session: Session, token: str) -> Principal | None:
     """Who holds `token`, or None if nobody does or the key was revoked."""
+    session.execute(_SHOW_TOKEN, {"sha256": token_hash(token)})
     statement = select(ApiKey).where(ApiKey.token_sha256 == token_hash(token), ApiKey.revoked_at.is_(None))
     key = session.scalars(statement).one_or_none()
     return None if key is None else Principal(key.tenant_id, key.id, frozenset(key.scopes))

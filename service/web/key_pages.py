@@ -57,7 +57,7 @@ def revoke_key_page(key_id: str, parts: PartsDep, visitor: Admin) -> Response:
 
 
 def _context(parts: Parts, visitor: Principal) -> dict[str, Any]:
-    with parts.database.transaction() as session:
+    with parts.database.transaction(visitor.tenant_id) as session:
         keys = tenants.list_keys(session, visitor.tenant_id)
     return {
         "keys": [key for key in keys if key.revoked_at is None],

@@ -26,7 +26,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/ui/policies", response_class=HTMLResponse)
 def policies_page(request: Request, parts: PartsDep, visitor: Reader) -> Response:
     """The newest version of each policy, and a form for another one."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(visitor.tenant_id) as session:
         found = policies.list_policies(session, visitor.tenant_id)
     shown = [(version, list(bars(version.body))) for version in found]
     return page(request, "policies.html.j2", policies=shown, **_form())
@@ -35,7 +35,7 @@ def policies_page(request: Request, parts: PartsDep, visitor: Reader) -> Respons
 @router.get("/ui/policies/{name}", response_class=HTMLResponse)
 def policy_page(request: Request, parts: PartsDep, visitor: Reader, name: Name) -> Response:
     """A policy's versions, and a form that starts from the newest."""
-    with parts.database.transaction() as session:
+    with parts.database.transaction(visitor.tenant_id) as session:
         found = policies.list_versions(session, visitor.tenant_id, name)
     if not found:
         raise PolicyNotFound

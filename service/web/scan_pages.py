@@ -66,7 +66,7 @@ def _live(scan: Scan) -> dict[str, Any]:
 
 def _finished(parts: Parts, scan: Scan) -> dict[str, Any]:
     report = Report.model_validate(scan.report)
-    with parts.database.transaction() as session:
+    with parts.database.transaction(scan.tenant_id) as session:
         known = policies.list_policies(session, scan.tenant_id)
         recent = scans.list_scans(session, scan.tenant_id, state=State.SUCCEEDED, limit=_OTHERS)
     others = [other for other in recent if other.id != scan.id]

@@ -16,7 +16,7 @@ def submit(database: Database, tenant_id: str) -> Callable[..., str]:
     """Queues a scan and returns its id; each call is a different file unless `sha256` says otherwise."""
     count = iter(range(1, 1 << 20))
 
-    def submit(*, sha256: str | None = None, force: bool = False) -> str:
+    def submit(*, sha256: str | None = None, force: bool = False, idempotency_key: str | None = None) -> str:
         submission = Submission(
             tenant_id=tenant_id,
             blob_sha256=sha256 or f"{next(count):064x}",
@@ -27,6 +27,7 @@ def submit(database: Database, tenant_id: str) -> Callable[..., str]:
             config_hash="c",
             fingerprint="f",
             force=force,
+            idempotency_key=idempotency_key,
         )
         with database.transaction() as session:
             scan, _ = submissions.create_scan(session, submission)
