@@ -128,7 +128,7 @@ def scan_remote(parts: Parts, wish: Wish, source: Source) -> tuple[Scan, bool]:
     """Scan a file that is fetched later (`service.events.fetcher`). Raises SourceNotAllowed."""
     check_allowed(parts.settings, source)
     record = source.model_dump(mode="json")
-    with parts.database.transaction() as session:
+    with parts.database.transaction(wish.principal.tenant_id) as session:
         submission = replace(_wanted(session, parts, wish, source=record), source=record)
         return _create(parts, session, wish, submission)
 
