@@ -14,7 +14,7 @@ from worker.engine.funnel import FunnelPlan, search, tower_of
 from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import ranks, robust_z, shortlist
-from worker.engine.probes.sketch import PROBES_PER_CELL, cell_probes, sketch
+from worker.engine.probes.sketch import PROBES_PER_CELL, cell_probes, probes_at, sketch
 from worker.engine.probes.text import collapse
 from worker.engine.probes.unexplained import residuals
 from worker.engine.probes.views import views
@@ -114,3 +114,12 @@ def test_what_depends_on_the_carrier_shares_no_energy() -> None:
     both = shared_energy(own + shared).sum().item()
     assert abs(alone) < 0.1 * both
     assert both == pytest.approx(shared[:, 0].square().sum().item(), rel=0.1)
+
+
+def test_the_probes_of_a_place_are_those_that_can_see_it() -> None:
+    places = torch.zeros(10, 12)
+    places[0, 11] = places[9, 0] = 1
+    probes = cell_probes((4, 10, 12), seed=0)
+    sees = (probes * places).flatten(1).abs().sum(1) > 0
+    assert torch.equal(probes_at(places), sees)
+    assert 0 < int(sees.sum()) < len(probes)

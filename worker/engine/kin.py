@@ -3,9 +3,9 @@
 A fine-tuned model generalises: ids whose text states resemble the trigger's fire the backdoor as well, and
 the search may have met one of those first. So a confirmed trigger is followed to its kin by the share of its
 effect that an id has, <D(v), D(c)> / <D(c), D(c)>: of the sketched effect over the whole space, of the exact
-one over the best two thousand, of the finished latents over the best few dozen. The last two are taken where
-the confirmed trigger's effect stands out: a patch is a patch whatever else an id may mean. What has half of
-it on finished latents goes to `confirm` like any other candidate. The one with the largest effect names the
+one over the best few hundred, of the finished latents over the best few dozen; each where the confirmed
+trigger's effect stands out, since a patch is a patch whatever else an id may mean. What has half of it on
+finished latents goes to `confirm` like any other candidate. The one with the largest effect names the
 backdoor. Finished patches are alike, however loud the id that asked for them; the first step tells those
 apart, since it is the id that a patch was trained on that moves it most.
 """
@@ -23,6 +23,7 @@ from worker.engine.confirm import Confirmation
 from worker.engine.funnel import Search
 from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.onestep import onestep
+from worker.engine.probes.sketch import probes_at
 from worker.engine.probes.trajectory import trajectory
 from worker.engine.probes.views import View
 from worker.engine.types import Cost, OnProgress, Trigger, silent
@@ -30,7 +31,7 @@ from worker.engine.types import Cost, OnProgress, Trigger, silent
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-EXACT, FOLLOWED, KEPT = 2048, 64, 8
+EXACT, FOLLOWED, KEPT = 512, 64, 8
 CHECKED = 2
 """Views of a confirmed trigger's own end that the exact effects of EXACT ids are taken at."""
 
@@ -54,6 +55,10 @@ class _Mark:
     def of(self, effects: Tensor) -> Tensor:
         """(M,C,h,w): effects (M,K,T,C,h,w) in these places, the mean over views and timesteps."""
         return effects[:, self.views].mean((1, 2)) * self.places
+
+    def of_sketch(self, sketched: Tensor) -> Tensor:
+        """(M,K',T,R'): sketched effects (M,K,T,R) at these views, by the probes of these places."""
+        return sketched[:, self.views][..., probes_at(self.places)]
 
 
 def kin(
@@ -118,7 +123,8 @@ def _sketched(found: Search, own: Sequence[Trigger], marks: Sequence[_Mark]) -> 
     each = min(max(1, EXACT // len(rows)), len(centred) - len(rows))
     near: set[int] = set()
     for row, mark in zip(rows, marks, strict=True):
-        share = _share(centred[row, mark.views], centred[:, mark.views])
+        placed = mark.of_sketch(centred)
+        share = _share(placed[row], placed)
         share[rows] = -torch.inf
         near.update(share.topk(each).indices.tolist())
     return [found.candidates[index] for index in sorted(near)]

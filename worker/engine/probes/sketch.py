@@ -70,11 +70,21 @@ class Sketch:
 def cell_probes(shape: tuple[int, int, int], seed: int) -> Tensor:
     """(R, C, h, w) random directions, each zero outside one of GRID x GRID cells of the latent."""
     channels, height, width = shape
-    rows = torch.arange(height) * GRID // height
-    cols = torch.arange(width) * GRID // width
-    cell = rows[:, None] * GRID + cols[None, :]
-    masks = torch.stack([cell == index for index in range(GRID * GRID)]).repeat_interleave(PROBES_PER_CELL, 0)
+    masks = torch.stack([_cell(height, width) == index for index in range(GRID * GRID)])
+    masks = masks.repeat_interleave(PROBES_PER_CELL, 0)
     return noise((len(masks), channels, height, width), seed, "probes") * masks[:, None]
+
+
+def probes_at(places: Tensor) -> Tensor:
+    """(R,) bool: the directions of `cell_probes` whose cell holds one of `places` (h,w), 0 or 1."""
+    cells = torch.zeros(GRID * GRID, dtype=torch.bool)
+    cells[_cell(*places.shape)[places > 0]] = True
+    return cells.repeat_interleave(PROBES_PER_CELL)
+
+
+def _cell(height: int, width: int) -> Tensor:
+    """(h,w) the number of the cell that each place is in."""
+    return (torch.arange(height) * GRID // height)[:, None] * GRID + torch.arange(width) * GRID // width
 
 
 def sites_at(pipeline: StableDiffusionPipeline, view: View, probes: Tensor) -> list[Site]:
