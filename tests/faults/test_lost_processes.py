@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from sqlalchemy import text
 
 from tests.faults.conftest import Deployment, job_process, task_process, until
 
@@ -124,3 +125,10 @@ def test_a_scan_past_its_time_fails(deployment: Deployment) -> None:
     scan = deployment.wait_for(scan_id, "failed")
     assert scan.error is not None
     assert (scan.attempt, scan.error["code"]) == (1, "timeout")
+
+
+def test_a_part_that_breaks_ends_the_process_that_holds_it(deployment: Deployment) -> None:
+    """So that it is started anew, instead of looking well without its reaper."""
+    with deployment.database.transaction() as session:
+        session.execute(text("ALTER TABLE uploads RENAME TO mislaid"))
+    assert deployment.start_events().wait(90) == 1
