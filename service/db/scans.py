@@ -15,10 +15,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
-from service.db import events, outbox, webhooks
+from service.db import audit, events, outbox, webhooks
 from service.db.models import Artifact, Scan
+from service.db.tenants import Principal
 from service.db.times import seconds
 from service.domain.states import TERMINAL, State, sources
+
+SANDBOX_DENIED = "sandbox-denied"
+WORKER = "worker"
+"""Who acted, in the audit log, when no key did."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +301,18 @@ def add_artifacts(session: Session, scan_id: str, artifacts: Sequence[ArtifactRe
 
 def fail(session: Session, scan_id: str, attempt: int, error: dict[str, Any]) -> bool:
     """End the scan as failed. error: {"code": kebab-case, "detail": a sentence}."""
-    return _leave(session, scan_id, attempt, State.FAILED, error=error)
+    if not _leave(session, scan_id, attempt, State.FAILED, error=error):
+        return False
+    if error["code"] == SANDBOX_DENIED:
+        _note_escape(session, scan_id, error)
+    return True
+
+
+def _note_escape(session: Session, scan_id: str, error: dict[str, Any]) -> None:
+    """A file made its job reach for what is not its own: whoever audits should hear of it."""
+    tenant_id = session.scalars(select(Scan.tenant_id).where(Scan.id == scan_id)).one()
+    actor = Principal(tenant_id, WORKER, frozenset())
+    audit.append(session, actor, "scan.sandbox-denied", scan_id, details={"detail": error["detail"]})
 
 
 def finish_cancel(session: Session, scan_id: str, attempt: int) -> bool:

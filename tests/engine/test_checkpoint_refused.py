@@ -215,6 +215,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.fault_case(32)
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_spoilt_single_files(
     spoil: Callable[[dict[str, torch.Tensor]], None], tiny_file: Path, tmp_path: Path

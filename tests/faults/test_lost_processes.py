@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -120,11 +121,14 @@ def test_a_worker_told_to_stop_finishes_a_short_scan(deployment: Deployment) -> 
 @pytest.mark.fault_case(24)
 def test_a_scan_past_its_time_fails(deployment: Deployment) -> None:
     deployment.start_events()
-    deployment.start_worker(SCAN_TIME_LIMIT_SECONDS="1")
+    worker = deployment.start_worker(SCAN_TIME_LIMIT_SECONDS="1")
     scan_id = deployment.submit(seconds=30.0)
     scan = deployment.wait_for(scan_id, "failed")
     assert scan.error is not None
     assert (scan.attempt, scan.error["code"]) == (1, "timeout")
+    assert deployment.events(scan_id, "progress"), "what it had shown stays"
+    below = psutil.Process(worker.pid).children(recursive=True)
+    assert not [child for child in below if "worker.jail" in child.cmdline()]
 
 
 def test_a_part_that_breaks_ends_the_process_that_holds_it(deployment: Deployment) -> None:

@@ -1,9 +1,10 @@
-"""A database or a broker that goes away, and comes back."""
+"""A database or a broker that goes away, and comes back; a database with another idea of the time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -12,7 +13,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from service.events import relay
-from tests.faults.conftest import Deployment, until
+from tests.faults.conftest import Deployment, task_process, until
 
 pytestmark = pytest.mark.faults
 
@@ -67,6 +68,34 @@ def test_a_database_that_is_away_at_the_claim_loses_nothing(deployment: Deployme
         until(lambda: "Retry in" in worker_log.read_text(), what="a second thought")
     deployment.start_events()
     assert deployment.wait_for(scan_id, "succeeded").attempt == 1
+
+
+def put_clock_off(deployment: Deployment, minutes: int) -> None:
+    """From now on the database's clock differs from every process's: its now() is replaced."""
+    statement = """
+        CREATE OR REPLACE FUNCTION pg_catalog.now() RETURNS timestamptz LANGUAGE sql STABLE
+        AS $$SELECT transaction_timestamp() + interval '{} minutes'$$
+    """
+    with psycopg.connect(deployment.settings.database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(sql.SQL(str(minutes))))
+
+
+@pytest.mark.fault_case(43)
+@pytest.mark.parametrize("minutes", [-5, 5])
+def test_clocks_that_disagree_change_nothing(deployment: Deployment, minutes: int) -> None:
+    """A scan that outlasts its first lease is left alone, and one whose process died is taken up again."""
+    put_clock_off(deployment, minutes)
+    deployment.start_events()
+    deployment.start_worker()
+    long, lost = deployment.submit(seconds=4.0), deployment.submit(seconds=1.0)
+    done = deployment.wait_for(long, "succeeded")
+    assert done.finished_at is not None
+    off = done.finished_at - datetime.now(UTC)
+    assert abs(off - timedelta(minutes=minutes)) < timedelta(minutes=1)
+    task_process(deployment.wait_for_progress(lost)).kill()
+    again = deployment.wait_for(lost, "succeeded")
+    assert (done.attempt, done.lost_attempts) == (1, 0)
+    assert (again.attempt, again.lost_attempts) == (2, 1)
 
 
 @pytest.mark.fault_case(14)

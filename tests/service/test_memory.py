@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import httpx2
 import psutil
+import pytest
 
 from service.settings import Settings
 from tests.processes import Server, running_server
@@ -39,6 +40,7 @@ class Peak:
         watcher.join()
 
 
+@pytest.mark.fault_case(4)
 def test_twenty_uploads_at_once(settings: Settings, token: str) -> None:
     with running_server(settings.model_copy(update={"max_upload_bytes": 1 << 30})) as server:
         process = psutil.Process(server.process.pid)

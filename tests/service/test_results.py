@@ -152,6 +152,7 @@ def test_range_that_is_ignored(client: TestClient, done: str, field: str) -> Non
     assert response.content == MODEL
 
 
+@pytest.mark.fault_case(37)
 def test_validators(client: TestClient, done: str) -> None:
     for field in (ETAG, f"W/{ETAG}", f'"x", {ETAG}', "*"):
         response = client.get(f"{done}/model", headers={"If-None-Match": field})

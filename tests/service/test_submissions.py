@@ -85,6 +85,22 @@ def test_same_file_and_options_are_reused_unless_forced(client: TestClient) -> N
     assert not forced["reused"]
 
 
+@pytest.mark.fault_case(3)
+def test_known_file_costs_no_work_until_it_is_forced(client: TestClient, database: Database) -> None:
+    def messages() -> list[str]:
+        with database.transaction() as session:
+            return [message.payload["scan_id"] for message in outbox.claim_batch(session)]
+
+    first = client.post("/scans", content=GOOD).json()["id"]
+    known = {"source": {"sha256": SHA256}}
+    again = client.post("/scans", json=known)
+    assert (again.status_code, again.json()["id"], again.json()["reused"]) == (202, first, True)
+    assert messages() == [first]
+    forced = client.post("/scans", json=known | {"force": True}).json()
+    assert not forced["reused"]
+    assert messages() == [first, forced["id"]]
+
+
 def test_tenants_do_not_share_scans_of_one_file(
     client: TestClient, stranger: TestClient, settings: Settings
 ) -> None:

@@ -208,6 +208,7 @@ def test_failed_try_is_repeated_with_the_same_id_until_it_succeeds(
     assert all(message.verified(hook["secret"]) == delivery["body"] for message in receiver.received)
 
 
+@pytest.mark.fault_case(36)
 @pytest.mark.usefixtures("sender")
 def test_tries_end_and_replay_begins_them_again(
     client: TestClient, database: Database, receiver: Receiver, hook: dict[str, Any]
