@@ -87,7 +87,7 @@ def test_clocks_that_disagree_change_nothing(deployment: Deployment, minutes: in
     put_clock_off(deployment, minutes)
     deployment.start_events()
     deployment.start_worker()
-    long, lost = deployment.submit(seconds=4.0), deployment.submit(seconds=1.0)
+    long, lost = deployment.submit(seconds=4.0), deployment.submit(seconds=3.0)
     done = deployment.wait_for(long, "succeeded")
     assert done.finished_at is not None
     off = done.finished_at - datetime.now(UTC)
