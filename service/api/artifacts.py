@@ -36,8 +36,9 @@ _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string",
 
 
 def _report_content() -> dict[str, Any]:
-    schema = {"schema": {"type": "string"}}
-    return {"content": dict.fromkeys(media_types(), schema)}
+    """JSON formats are objects; the rest is text."""
+    kinds = {name: "object" if name.endswith("json") else "string" for name in media_types()}
+    return {"content": {name: {"schema": {"type": kind}} for name, kind in kinds.items()}}
 
 
 @router.get(

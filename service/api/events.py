@@ -21,6 +21,15 @@ from service.db.models import Scan, ScanEvent
 router = APIRouter(tags=["scans"])
 
 _BATCH = 500
+_EVENT = {
+    "type": "object",
+    "required": ["event", "id", "data"],
+    "properties": {
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 
 
 @router.get(
@@ -28,7 +37,7 @@ _BATCH = 500
     summary="Follow a scan",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": {"text/event-stream": {"itemSchema": _EVENT}}},
         **problems.responses(
             problems.Unauthenticated,
             problems.Forbidden,

@@ -68,7 +68,9 @@ _REFUSALS = (
 
 
 def _speaks_tus(
-    tus_resumable: Annotated[str, Header(description="The version of the protocol: 1.0.0")],
+    tus_resumable: Annotated[
+        str, Header(description="The version of the protocol", json_schema_extra={"enum": [VERSION]})
+    ],
 ) -> None:
     if tus_resumable != VERSION:
         raise UnsupportedTusVersion(
