@@ -1,8 +1,8 @@
 """Requests made from the schema that name what is there, and chains: what one answer names, the next uses.
 
-`test_schema.py` asks for what nobody has. Here every operation meets a thing of its kind, and Schemathesis goes
-from answer to request. No server error, and no status, media type, header or body that the document does not
-have. The application, its PostgreSQL and its Valkey are real.
+`test_schema.py` asks for what nobody has. Here every operation meets a thing of its kind, and Schemathesis
+goes from answer to request. No server error, and no status, media type, header or body that the document does
+not have. The application, its PostgreSQL and its Valkey are real.
 """
 
 from __future__ import annotations
