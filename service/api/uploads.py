@@ -260,8 +260,10 @@ def end_upload(upload_id: str, parts: PartsDep, principal: Writer) -> Response:
         with parts.partial_files.locked(upload.id):
             discard_upload(parts, upload)
     with parts.database.transaction(principal.tenant_id) as session:
+        # Bytes are locked before the audit log, as everywhere: the other order would wait for itself.
+        unneeded = retention.bury_upload(session, upload)
         note(session, principal, "upload.deleted", upload.id, sha256=upload.sha256)
-        for sha256 in retention.bury_upload(session, upload):
+        for sha256 in unneeded:
             parts.blobs.delete(sha256)
     return _answer(204, {})
 
