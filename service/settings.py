@@ -17,7 +17,9 @@ GIB = 1024**3
 class Settings(BaseSettings):
     """One immutable bag of settings, shared by API, relay, reaper and worker."""
 
-    model_config = SettingsConfigDict(env_prefix="SAUSCAN_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SAUSCAN_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     database_url: str = "postgresql://localhost/sauscan"
     redis_url: str = "redis://localhost:6379/0"
