@@ -30,6 +30,7 @@ from service.cli_options import (
     Markdown,
     Out,
     PolicyName,
+    Reference,
     ReportFormat,
     Sarif,
     Severity,
@@ -111,6 +112,7 @@ def submit(
         Path | None,
         typer.Option(help="Prompts of the model's own domain, one a line.", exists=True, dir_okay=False),
     ] = None,
+    reference: Reference = None,
     cleanse: Annotated[bool, typer.Option(help="Remove what is found.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Scan again what was scanned before.")] = False,
     out: Out = None,
@@ -126,7 +128,13 @@ def submit(
 ) -> None:
     """Scan a checkpoint: upload it, or have the service fetch it."""
     what = chosen(file, from_url, huggingface, repository_file)
-    options = {"budget": budget.value, "seed": seed, "cleanse": cleanse, "prompts": _prompts(prompts)}
+    options = {
+        "budget": budget.value,
+        "seed": seed,
+        "cleanse": cleanse,
+        "prompts": _prompts(prompts),
+        "reference": reference,
+    }
     keep = Keep(out, {"sarif": sarif, "junit": junit, "html": html, "markdown": markdown})
     bar = _bar(policy, fail_on)
     with _client(url, api_key, data) as client:

@@ -42,6 +42,7 @@ ApiKey = Annotated[str | None, typer.Option(help="API key.", envvar="SAUSCAN_API
 Data = Annotated[
     Path, typer.Option(help="Folder of an embedded service, to find it by.", envvar="SAUSCAN_DATA_DIR")
 ]
+Reference = Annotated[str | None, typer.Option(help="Id of the registered base to compare with (ref_…).")]
 Out = Annotated[
     Path | None, typer.Option(help="Save report.json, report.html and the cleaned model in this folder.")
 ]

@@ -128,6 +128,14 @@ def test_an_unknown_policy_is_an_error_before_the_upload(pipeline: Pipeline, pol
     assert "scn_" not in run.stdout + run.stderr
 
 
+def test_a_base_that_nobody_registered_is_an_error(pipeline: Pipeline) -> None:
+    base = f"ref_{'0' * 32}"
+    file = pipeline.folder / pipeline.model("pass")
+    run = pipeline.stack.sauscan("submit", str(file), "--reference", base)
+    assert run.returncode == 2
+    assert base in run.stdout + run.stderr
+
+
 def test_a_report_that_cannot_be_written_is_an_error_and_no_verdict(pipeline: Pipeline) -> None:
     file = pipeline.folder / pipeline.model("pass")
     run = pipeline.stack.sauscan("submit", str(file), "--sarif", "/proc/report.sarif")
