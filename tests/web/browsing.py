@@ -64,6 +64,7 @@ class Visitor:
         self.page.get_by_label("API key").fill(self.live.token)
         self.page.get_by_role("button", name="Sign in").click()
         self.page.get_by_role("heading", name="Scan a model").wait_for()
+        self.page.wait_for_load_state("load")  # the page's script listens from here on
 
     def faults(self) -> list[str]:
         """What axe calls serious or critical on the present page, and a page wider than its window."""
