@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 _LIBRARIES = "torch diffusers transformers tokenizers einops safetensors numpy scipy PIL rich"
 ENGINE_LIBRARIES = set(_LIBRARIES.split())
+PROVIDERS = packages_distributions()
 
 
 @cache
@@ -30,7 +31,7 @@ def imported(package: str, *, without: tuple[str, ...] = ()) -> set[str]:
     }
     found = {name for module in kept for name in graph().find_modules_directly_imported_by(module)}
     tops = {name.partition(".")[0] for name in found}
-    return {top for top in tops if top in packages_distributions()} - {"service", "worker", "migrations"}
+    return {top for top in tops if top in PROVIDERS} - {"service", "worker", "migrations"}
 
 
 def distributions(*parts: str) -> set[str]:
@@ -47,9 +48,7 @@ def normalised(name: str) -> str:
 def undeclared(names: set[str], *parts: str) -> set[str]:
     """Imported names that none of the declared distributions provides."""
     declared = distributions(*parts)
-    provided = {
-        name for name, dists in packages_distributions().items() if {normalised(d) for d in dists} & declared
-    }
+    provided = {name for name, dists in PROVIDERS.items() if {normalised(d) for d in dists} & declared}
     return names - provided
 
 

@@ -7,34 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, Route
 from starlette.testclient import TestClient
 
 from service.web.session import COOKIE
 from tests.applications import Live
 from tests.service.checkpoints import safetensors
+from tests.web.browsing import chromium
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = Path("/usr/bin/chromium")
+__all__ = ["chromium"]
+
 PIECE = 64 << 10
 
 
 @pytest.fixture
-def page(live: Live) -> Iterator[sync_api.Page]:
+def page(chromium: Browser, live: Live) -> Iterator[Page]:
     """The dashboard of a signed-in visitor, with small pieces."""
-    if not CHROMIUM.exists():
-        pytest.skip("needs Chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        context = browser.new_context()
-        context.add_cookies([{"name": COOKIE, "value": live.token, "url": live.url}])
-        page = context.new_page()
-        page.route("**/static/scans.js", _small_pieces)
-        page.goto(live.url)
-        yield page
-        browser.close()
+    context = chromium.new_context()
+    context.add_cookies([{"name": COOKIE, "value": live.token, "url": live.url}])
+    page = context.new_page()
+    page.route("**/static/scans.js", _small_pieces)
+    page.goto(live.url)
+    yield page
+    context.close()
 
 
-def _small_pieces(route: sync_api.Route) -> None:
+def _small_pieces(route: Route) -> None:
     response = route.fetch()
     script = response.text()
     assert "16 * 1024 * 1024" in script
@@ -42,14 +40,14 @@ def _small_pieces(route: sync_api.Route) -> None:
 
 
 def test_upload_goes_on_after_a_break_and_after_a_reload(
-    page: sync_api.Page, live: Live, client: TestClient, tmp_path: Path
+    page: Page, live: Live, client: TestClient, tmp_path: Path
 ) -> None:
     body = safetensors(values=1 << 16)
     file = tmp_path / "model.safetensors"
     file.write_bytes(body)
     sent: list[int] = []
 
-    def breaking(route: sync_api.Route) -> None:
+    def breaking(route: Route) -> None:
         if route.request.method != "PATCH":
             return route.continue_()
         sent.append(int(route.request.headers["upload-offset"]))
@@ -73,7 +71,7 @@ def test_upload_goes_on_after_a_break_and_after_a_reload(
     assert scan["filename"] == "model.safetensors"
 
 
-def test_refusal_is_shown(page: sync_api.Page, tmp_path: Path) -> None:
+def test_refusal_is_shown(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors()[:-1])
     page.set_input_files("#file", file)
