@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import schemathesis
 from fastapi import FastAPI
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as bounds
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
@@ -116,6 +116,7 @@ def test_chains_of_requests_are_answered_as_documented(app: FastAPI, database: D
     """Files that are uploaded are checkpoints, so that there are scans to go on with.
 
     Each chain has a tenant of its own: what one left behind must not change the answers to the next.
+    Which answers a seed goes on from is left to chance, so seeds are tried until the main path was taken.
     """
     machine: type[APIStateMachine] = schemathesis.openapi.from_asgi("/openapi.json", app).as_state_machine()
     seen: set[tuple[str, int]] = set()
@@ -139,5 +140,9 @@ def test_chains_of_requests_are_answered_as_documented(app: FastAPI, database: D
             seen.add((case.operation.label, response.status_code))
             case.validate_response(response, checks=CHECKS)
 
-    Client.run(settings=bounds(BOUNDED, max_examples=30, stateful_step_count=8))
-    assert {("POST /scans", 202), ("GET /scans/{scan_id}", 200), ("POST /references", 201)} <= seen
+    main_path = {("POST /scans", 202), ("GET /scans/{scan_id}", 200), ("POST /references", 201)}
+    for start in range(10):
+        seed(start)(Client).run(settings=bounds(BOUNDED, max_examples=30, stateful_step_count=8))
+        if main_path <= seen:
+            return
+    pytest.fail(f"never answered: {main_path - seen}")
