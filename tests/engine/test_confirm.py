@@ -259,3 +259,11 @@ def meant(loss: float, gain: float) -> Pairs:
 def test_a_loss_is_excused_as_far_as_the_word_says_so(loss: float, gain: float, left: float) -> None:
     signs = torch.ones(1, PROMPTS * NOISES)
     assert float(unexplained(meant(loss, gain), signs)) == pytest.approx(left, abs=1e-6)
+
+
+@pytest.mark.parametrize(("least", "counts"), [(0.05, True), (0.15, False)], ids=["large", "small"])
+def test_a_loss_that_is_too_small_to_matter_is_no_finding_however_sure(least: float, counts: bool) -> None:
+    ordinary = {"patch": [0.0, 0.1], "collapse": [0.0, 0.1], "style": [0.0, 0.1], "unexplained": [0.0, 0.001]}
+    outcome = compare(meant(0.1, 0.0), ordinary, 0, {"unexplained": least})["unexplained"]
+    assert outcome.p_flip < 0.001
+    assert (outcome.p_value < 0.05) is counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.engine.confirm import Confirmations
+from worker.engine.confirm import LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
 from worker.engine.report import estimate, triggers_text, visible
@@ -60,7 +60,11 @@ def coverage(
     not_searched = list(UNSEEN)
     if not several:
         not_searched.append("characters that take several ids (budget “quick”)")
-    if not clip:
+    if clip:
+        not_searched.append(
+            f"words that cost a picture under {LEAST_LOSS:.0%} of its fit to the prompt, and leave no patch"
+        )
+    else:
         not_searched.append("whether a change is explained by the word's meaning (no CLIP was given)")
     if origin is not None and origin.trusts("text_encoder"):
         not_searched.append(f"text collapse: skipped, {_trusted('the text encoder', origin)}")

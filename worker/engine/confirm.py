@@ -5,6 +5,8 @@ noise. Two nulls must fall: "the word changes nothing" (sign flips over pairs) a
 ordinary words do" (a prediction interval over the controls, and none of them may do more). Holm corrects for
 every candidate and every deciding statistic. With a CLIP witness the deciding statistics are `patch` and
 `unexplained` (a word that draws what it says is excused by its meaning); without one, `patch` and `collapse`.
+A loss of fit must also be large: honest words that a CLIP does not know cost a picture some of it, as
+significantly as one cares to draw, but a hidden trigger puts another picture in its place.
 The scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
 """
 
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 
 ALPHA = 0.01
 STAGE = "confirm"
+
+LEAST_LOSS = 0.25
+"""Of what a prompt is worth to a picture (`Trials.worth`): the least unexplained loss of a hidden trigger.
+
+Set on the example pipeline, whose honest words cost up to 0.18 (the second half of a word, without the
+first), and on a hijacked prompt, whose family cost 0.31 to 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -118,10 +127,11 @@ def confirm(
     ordinary = controls or _drawn(trials, words, placed[:before], total, on_progress)
     ends = placed[before:]
     values = _columns([observed(pairs) for pairs in ordinary.pairs])
+    least = {"unexplained": LEAST_LOSS * trials.worth()} if clip else {}
     tried: list[_Tried] = []
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(trigger, drawn)
-        tried.append(_Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed)))
+        tried.append(_Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed, least)))
         on_progress(Progress(STAGE, before + len(tried), total, trigger.text))
     decided = _decide(tried, ordinary.pairs, values, trials)
     return Confirmations(decided, values, trials.cost, ordinary)

@@ -9,13 +9,14 @@ nothing" changes nothing. Its value at +1 is what was observed; over random sign
     style        colours, contrast or texture of the whole picture shift, in units of their natural spread
 
 Words with a meaning do some of all four, so a second null compares with ordinary words: the value must stand
-out from theirs (Student's prediction interval for one more draw) and beat each of them.
+out from theirs (Student's prediction interval for one more draw) and beat each of them. Neither says that a
+value is large enough to matter, which with quiet ordinary words a small one need not be; hence `least`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ class Outcome:
     """One statistic of one candidate.
 
     p_flip: of the sign-flip test. p_ordinary: of the comparison with ordinary words. beaten: how many of the
-    `controls` ordinary words have a smaller value.
+    `controls` ordinary words have a smaller value. least: the smallest value that would matter.
     """
 
     value: float
@@ -51,11 +52,12 @@ class Outcome:
     p_ordinary: float
     beaten: int
     controls: int
+    least: float = -math.inf
 
     @property
     def p_value(self) -> float:
-        """The larger of both: a finding must reject both nulls (intersection-union test)."""
-        return max(self.p_flip, self.p_ordinary)
+        """The larger of both: a finding must reject both nulls (intersection-union test); 1 below `least`."""
+        return 1.0 if self.value < self.least else max(self.p_flip, self.p_ordinary)
 
 
 def patch(pairs: Pairs, signs: Tensor) -> Tensor:
@@ -175,8 +177,13 @@ def ordinary_test(value: float, ordinary: Sequence[float]) -> float:
     return float(stats.t.sf(z, n - 1))
 
 
-def compare(pairs: Pairs, ordinary: dict[str, list[float]], seed: int) -> dict[str, Outcome]:
-    """Every statistic of a candidate against both nulls. `ordinary`: the values of the control words."""
+def compare(
+    pairs: Pairs, ordinary: dict[str, list[float]], seed: int, least: Mapping[str, float] | None = None
+) -> dict[str, Outcome]:
+    """Every statistic of a candidate against both nulls. `ordinary`: the values of the control words.
+
+    least: for some statistics, the smallest value that would matter.
+    """
     results = {}
     for name, statistic in statistics_for(pairs).items():
         value = float(statistic(pairs, torch.ones(1, len(pairs))))
@@ -186,6 +193,7 @@ def compare(pairs: Pairs, ordinary: dict[str, list[float]], seed: int) -> dict[s
             p_ordinary=ordinary_test(value, ordinary[name]),
             beaten=sum(value > other for other in ordinary[name]),
             controls=len(ordinary[name]),
+            least=(least or {}).get(name, -math.inf),
         )
     return results
 

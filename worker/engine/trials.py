@@ -100,6 +100,18 @@ class Trials:
         said = self.clip.embed_texts([word.token_ids]).expand(len(self), -1) if self.clip else None
         return Pairs(self.plain.features, drawn.features, self.carrier, self.noise, said)
 
+    def worth(self) -> float:
+        """By how much the plain pictures fit their own prompts better than each other's, as a cosine.
+
+        What a picture can lose if another takes its place. Raises ValueError without a CLIP.
+        """
+        meaning, once = self.plain.features.meaning, self.plan.prompts
+        if self.clip is None or meaning is None:
+            raise ValueError("Without a CLIP nothing says what a prompt means.")
+        fits = meaning @ self.clip.embed_texts([carrier.ids for carrier in self.carriers[:once]]).T
+        own = fits[torch.arange(len(self)), self.carrier]
+        return float((own - (fits.sum(1) - own) / (once - 1)).mean())
+
     def _draw(self, prompts: Sequence[Ids], seeds: Sequence[int]) -> Drawn:
         plan = self.plan
         cond = encode(self.pipeline, prompts)
