@@ -1,57 +1,119 @@
-"""`python -m bench`: measures what can be measured on this machine, and writes results.json and RESULTS.md.
+"""`python -m bench [PART...]`: measures, and writes results.json and RESULTS.md.
 
-Every figure comes from this run; what was not run is absent. Ratios are measured side by side.
+    python -m bench                        every part
+    python -m bench per_prompt service     these; what results.json has of others is kept
+    python -m bench service.load           one of the service's
+
+Every figure comes from a run, and says where and when that was; what was not run is absent. Ratios are
+measured side by side.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench import closed_form, guards, shapes, sketch
 from bench.machine import machine
+from bench.service import parts as service
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
+RESULTS = HERE / "results.json"
 
 
-def main() -> None:
-    """Runs every benchmark in turn."""
-    results: dict[str, Any] = {"machine": machine(), "sketch": {}}
-    toy = sketch.toy(EXAMPLES / "toy", EXAMPLES / "prompts.txt")
-    results["sketch"]["toy"] = toy
+@contextmanager
+def _sd15() -> Iterator[Path]:
+    """A checkpoint of SD 1.5's shapes, with random weights."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sd15-shapes.safetensors"
         shapes.write_shapes(path)
-        results["handling_sd15"] = shapes.measure(path)
+        yield path
+
+
+def _sketch() -> dict[str, Any]:
+    toy = sketch.toy(EXAMPLES / "toy", EXAMPLES / "prompts.txt")
+    with _sd15() as path:
         sd15 = sketch.sd15(path)
-    results["sketch"] |= {
-        "sd15": sd15,
-        "speedup_sd15": sd15["speedup"],
-        "recall_top50_in_200": toy["recall_top50_in_200"]["value"],
-    }
-    results["per_prompt"] = guards.per_prompt(guards.cases())
-    results["closed_form"] = closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip")
-    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (HERE / "RESULTS.md").write_text(markdown(results))
+    recall = toy["recall_top50_in_200"]["value"]
+    return {"toy": toy, "sd15": sd15, "speedup_sd15": sd15["speedup"], "recall_top50_in_200": recall}
 
 
-def markdown(results: dict[str, Any]) -> str:
+def _handling() -> dict[str, Any]:
+    with _sd15() as path:
+        return {**shapes.measure(path)}
+
+
+PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "sketch": _sketch,
+    "per_prompt": lambda: guards.per_prompt(guards.cases()),
+    "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
+    "handling_sd15": _handling,
+    **{f"service.{name}": part for name, part in service.PARTS.items()},
+}
+
+
+def main() -> None:
+    """Measures parts in turn; each is kept as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    asked = parser.parse_args().parts
+    if unknown := [name for name in asked if not _named([name])]:
+        parser.error(f"no part is called {', '.join(unknown)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() and asked else {}
+    for name in _named(asked or list(PARTS)):
+        results = with_part(results, name, PARTS[name]() | {"machine": machine()})
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        (HERE / "RESULTS.md").write_text(markdown(results))
+
+
+def _named(asked: list[str]) -> list[str]:
+    """The parts that are meant, in order: a name takes in those below it."""
+    return [part for part in PARTS if any(part == name or part.startswith(f"{name}.") for name in asked)]
+
+
+def with_part(results: Mapping[str, Any], name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """results.json with one part anew."""
+    group, _, part = name.partition(".")
+    if not part:
+        return {**results, name: told}
+    return {**results, group: service.lifted({**results.get(group, {}), part: told})}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
     """RESULTS.md, a pure function of results.json."""
-    toy, sd15, where = results["sketch"]["toy"], results["sketch"]["sd15"], results["machine"]
+    sections = [section(results[name]) for name, section in _SECTIONS.items() if name in results]
+    return "\n\n".join(["# Measured", _origins(results), *sections]) + "\n"
+
+
+def _origins(results: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {name} | {where['threads']} threads of {where['processor']}, torch {where['torch']} "
+        f"| {where['at']} |"
+        for name, where in _machines(results)
+    ]
+    return "\n".join(["Written by `make bench`.", "", "| part | where | when |", "|---|---|---|", *rows])
+
+
+def _machines(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name in PARTS:
+        group, _, part = name.partition(".")
+        told = results.get(group, {}).get(part) if part else results.get(group)
+        if told and "machine" in told:
+            yield name, told["machine"]
+
+
+def _sketch_text(told: Mapping[str, Any]) -> str:
+    toy, sd15 = told["toy"], told["sd15"]
     recall = toy["recall_top50_in_200"]
     low, high = recall["ci95"]
-    handling = "\n".join(f"| {step} | {_figures(cost)} |" for step, cost in results["handling_sd15"].items())
-    sizes = results["per_prompt"]["ours"]["prompts"]
     plain = 1 / (sd15["unet_forward_seconds"] + sd15["text_encoder_seconds"])
-    return f"""# Measured
-
-Written by `make bench` on {where["threads"]} threads of {where["processor"]}, torch {where["torch"]},
-{where["at"]}.
-
-## The attention sketch beside the exact one-step probe
+    return f"""## The attention sketch beside the exact one-step probe
 
 | | toy | SD 1.5 shapes, random weights |
 |---|---|---|
@@ -64,29 +126,45 @@ includes its {toy["sketch_unet_forwards"]} U of set-up. SD 1.5: one view, one ti
 probes.
 
 Of the exact probe's {sketch.TOP} largest effects, {recall["k"]} are among the sketch's first {sketch.WITHIN}
-(95 % interval {low:.0%} to {high:.0%}, seed {toy["seed"]}).
+(95 % interval {low:.0%} to {high:.0%}, seed {toy["seed"]})."""
 
-## Per-prompt guards
 
-{guards.table(results["per_prompt"])}
+def _per_prompt_text(told: Mapping[str, Any]) -> str:
+    sizes = told["ours"]["prompts"]
+    return f"""## Per-prompt guards
+
+{guards.table(_figures(told))}
 
 Intervals are 95 %. Every guard's threshold was set on {sizes["calibration"]} clean prompts to flag 1 %
 of such; F1, triggers found and false alarms are at that threshold, on {sizes["test"]} clean and as many
 triggered prompts that nothing was set on.
-CDA is also fitted on prompts with the very trigger, which no user has.
+CDA is also fitted on prompts with the very trigger, which no user has."""
 
-{closed_form.markdown(results["closed_form"])}
 
-## A checkpoint of SD 1.5's shapes (fp16, one file)
+def _handling_text(told: Mapping[str, Any]) -> str:
+    steps = "\n".join(f"| {step} | {_costs(cost)} |" for step, cost in _figures(told).items())
+    return f"""## A checkpoint of SD 1.5's shapes (fp16, one file)
 
 | step | cost |
 |---|---|
-{handling}
-"""
+{steps}"""
 
 
-def _figures(cost: dict[str, float]) -> str:
+def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if name != "machine"}
+
+
+def _costs(cost: Mapping[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:,.1f}" for name, value in cost.items())
+
+
+_SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
+    "sketch": _sketch_text,
+    "per_prompt": _per_prompt_text,
+    "closed_form": closed_form.markdown,
+    "handling_sd15": _handling_text,
+    "service": service.markdown,
+}
 
 
 if __name__ == "__main__":

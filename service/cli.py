@@ -59,15 +59,16 @@ def up(
         Path | None, typer.Option(help="Folder of a CLIP model: the witness of every scan.", exists=True)
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many scans run at once, on one device.")] = 1,
 ) -> None:
-    """Run the whole service in one folder until Ctrl-C: PostgreSQL, Valkey, API, relay and a worker."""
+    """Run the whole service in one folder until Ctrl-C: PostgreSQL, Valkey, API, relay and workers."""
     from service import embedded  # a client needs none of its packages
     from service.supervisor import FolderInUseError, StartError
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    options = embedded.Options(data, port, clip, device)
+    options = embedded.Options(data, port, clip, device, workers)
     try:
         with console.status("starting") as status:
 

@@ -1,6 +1,6 @@
 """The whole service in one folder: `sauscan up`.
 
-A real PostgreSQL and a real Valkey from PyPI wheels, the API, the relay with the reaper, and one worker, as
+A real PostgreSQL and a real Valkey from PyPI wheels, the API, the relay with the reaper, and the workers, as
 children of this process. Whichever of `SAUSCAN_DATABASE_URL` and `SAUSCAN_REDIS_URL` is set is used instead
 of an embedded server, so there is one code path from a laptop to a cluster.
 
@@ -55,12 +55,16 @@ _ONE_MACHINE = {
 
 @dataclass(frozen=True)
 class Options:
-    """What `sauscan up` was asked for; None leaves the setting to the environment or its default."""
+    """What `sauscan up` was asked for; None leaves the setting to the environment or its default.
+
+    workers: how many scans run at once.
+    """
 
     folder: Path = DEFAULT_FOLDER
     port: int | None = None
     clip: Path | None = None
     device: str | None = None
+    workers: int = 1
 
 
 def run(options: Options, *, stop: threading.Event, on_ready: Callable[[Connection], None]) -> None:
@@ -96,7 +100,7 @@ class Stack:
         api_key = self._prepare_database(database_url)
         environment = self._environment(database_url, redis_url)
         connection = Connection(f"http://{HOST}:{self._port()}", api_key)
-        for service in _python_services(environment, connection.url):
+        for service in _python_services(environment, connection.url, self._options.workers):
             self._supervisor.start(service)
         connection.write(self._folder)
         return connection
@@ -162,19 +166,23 @@ class Stack:
         return url
 
 
-def _python_services(environment: Mapping[str, str], url: str) -> list[Service]:
-    """The API, the relay with the reaper, and one worker."""
+def _python_services(environment: Mapping[str, str], url: str, workers: int) -> list[Service]:
+    """The API, the relay with the reaper, and the workers."""
     python = [sys.executable, "-m"]
     host, port = url.removeprefix("http://").split(":")
     api = [*python, "uvicorn", "service.main:create_app", "--factory", "--host", host, "--port", port]
     api += ["--timeout-graceful-shutdown", "3"]  # an event stream would hold the door open
-    flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO"]
-    worker = [*python, "celery", "-A", "worker.celery_app", "worker", "-Q", "scan.gpu", *flags]
+    names = ["worker", *(f"worker-{number}" for number in range(2, workers + 1))]
     return [
         Service("api", api, environment, ready=lambda: _is_healthy(url)),
         Service("events", [*python, "service.events"], environment),
-        Service("worker", worker, environment, stop_seconds=60.0),
+        *(Service(name, [*python, *_worker(name)], environment, stop_seconds=60.0) for name in names),
     ]
+
+
+def _worker(name: str) -> list[str]:
+    flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO"]
+    return ["celery", "-A", "worker.celery_app", "worker", "-Q", "scan.gpu", "-n", f"{name}@%h", *flags]
 
 
 def _secrets(folder: Path) -> dict[str, str]:

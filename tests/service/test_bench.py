@@ -1,0 +1,56 @@
+"""What the benchmarks count, and how results.json is put together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from bench.__main__ import markdown, with_part
+from bench.service.endurance import figures
+from bench.service.ledger import Row
+from bench.service.requests import ask
+from tests.applications import Live
+
+NOW = datetime.now(UTC)
+PUBLISHED = Row("succeeded", 1, 0, 1, NOW, NOW, publications=1, reports=1)
+MACHINE = {"threads": 1, "processor": "abacus", "torch": "2", "at": "now"}
+SIGNATURES = {"signature_mutations_refused": 99, "mutations": 100, "seed": 1, "machine": MACHINE}
+
+
+def test_a_lost_scan_and_a_second_publication_are_counted() -> None:
+    rows = {
+        "once": PUBLISHED,
+        "twice": replace(PUBLISHED, publications=2),
+        "failed": replace(PUBLISHED, state="failed", publications=0, reports=0),
+        "without a report": replace(PUBLISHED, reports=0),
+        "nobody's": replace(PUBLISHED, attempt=3),
+    }
+    told = figures({*rows, "lost"} - {"nobody's"}, rows)
+    expected = {"queued": 5, "published": 2, "published_twice": 1, "unasked": 1, "most_attempts": 3}
+    assert {name: told[name] for name in expected} == expected
+
+
+def test_one_part_is_measured_anew_and_the_others_stay() -> None:
+    before = {"sketch": {"old": 1}, "service": {"throughput": {"kept": 2}}}
+    after = with_part(before, "service.signatures", SIGNATURES)
+    assert after["sketch"] == before["sketch"]
+    assert after["service"]["throughput"] == {"kept": 2}
+    assert after["service"]["signature_mutations_refused"] == 99
+    assert "signature_mutations_refused" not in before["service"]
+
+
+def test_the_text_tells_what_was_measured_and_where() -> None:
+    text = markdown(with_part({}, "service.signatures", SIGNATURES))
+    assert "| service.signatures | 1 threads of abacus, torch 2 | now |" in text
+    assert "99 were refused" in text
+    assert "###" not in text.replace("### Signatures", ""), "no section of what was not measured"
+
+
+def test_the_load_is_answers_and_nothing_else(live: Live) -> None:
+    told = ask(f"{live.url}/healthz", {}, seconds=0.3, connections=2)
+    assert len(told.latencies) > 2
+    assert 0 < told.percentile(50) <= told.percentile(99)
+    with pytest.raises(RuntimeError, match="401"):
+        ask(f"{live.url}/scans", {}, seconds=0.3, connections=2)
