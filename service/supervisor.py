@@ -24,6 +24,8 @@ from pathlib import Path
 import psutil
 import structlog
 
+from service.connection import write_private
+
 _log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
@@ -124,7 +126,7 @@ class _Child:
             )
         self._started = time.monotonic()
         identity = {"pid": self._process.pid, "created": psutil.Process(self._process.pid).create_time()}
-        self._process_file.write_text(json.dumps(identity))
+        write_private(self._process_file, json.dumps(identity))
 
     def wait_until_ready(self) -> None:
         assert self._process is not None
