@@ -93,8 +93,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _origins(results: Mapping[str, Any]) -> str:
     rows = [
-        f"| {name} | {where['threads']} threads of {where['processor']}, torch {where['torch']} "
-        f"| {where['at']} |"
+        f"| {name} | {where['cores']} cores of {where['processor']}, "
+        f"torch {where['torch']} on {where['threads']} threads | {where['at']} |"
         for name, where in _machines(results)
     ]
     return "\n".join(["Written by `make bench`.", "", "| part | where | when |", "|---|---|---|", *rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,6 +15,7 @@ def machine() -> dict[str, Any]:
     """Where and when the figures were measured."""
     return {
         "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -15,7 +15,7 @@ from tests.applications import Live
 
 NOW = datetime.now(UTC)
 PUBLISHED = Row("succeeded", 1, 0, 1, NOW, NOW, publications=1, reports=1)
-MACHINE = {"threads": 1, "processor": "abacus", "torch": "2", "at": "now"}
+MACHINE = {"cores": 2, "threads": 1, "processor": "abacus", "torch": "2", "at": "now"}
 SIGNATURES = {"signature_mutations_refused": 99, "mutations": 100, "seed": 1, "machine": MACHINE}
 
 
@@ -43,7 +43,7 @@ def test_one_part_is_measured_anew_and_the_others_stay() -> None:
 
 def test_the_text_tells_what_was_measured_and_where() -> None:
     text = markdown(with_part({}, "service.signatures", SIGNATURES))
-    assert "| service.signatures | 1 threads of abacus, torch 2 | now |" in text
+    assert "| service.signatures | 2 cores of abacus, torch 2 on 1 threads | now |" in text
     assert "99 were refused" in text
     assert "###" not in text.replace("### Signatures", ""), "no section of what was not measured"
 
