@@ -31,7 +31,7 @@ class Answers:
 
     def percentile(self, percent: int) -> float:
         """In milliseconds."""
-        return 1000 * quantiles(self.latencies, n=100)[percent - 1]
+        return 1000 * quantiles(self.latencies, n=100, method="inclusive")[percent - 1]
 
 
 def together(rounds: Sequence[Answers]) -> Answers:

@@ -1,9 +1,13 @@
-"""What routes ask for: the application's parts, and who is calling."""
+"""What routes ask for: the application's parts, and who is calling.
+
+All are coroutines: a plain function would run in a thread of its own, at a price, and what it binds for the
+log of the request would stay there.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -12,6 +16,7 @@ from typing import Annotated, cast
 import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from service.api.limits import RateLimit
 from service.api.shutdown import Shutdown
@@ -70,7 +75,7 @@ class Parts:
         return version("sauscan")
 
 
-def parts(request: Request) -> Parts:
+async def parts(request: Request) -> Parts:
     """The parts of the application that serves this request."""
     return cast("Parts", request.app.state.parts)
 
@@ -83,7 +88,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: 
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own")
 
 
-def principal(
+async def principal(
     request: Request,
     parts: PartsDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
@@ -93,20 +98,25 @@ def principal(
     token = bearer.credentials if bearer is not None else header or cookie_token(request)
     if token is None:
         raise Unauthenticated("Send the key as a bearer token.", headers={"WWW-Authenticate": "Bearer"})
+    known = await run_in_threadpool(_identify, parts, token)
+    structlog.contextvars.bind_contextvars(tenant_id=known.tenant_id, key_id=known.key_id)
+    return known
+
+
+def _identify(parts: Parts, token: str) -> Principal:
     with parts.database.nobodys_transaction() as session:
         known = tenants.authenticate(session, token)
     if known is None:
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
         raise Unauthenticated("The key is unknown or was revoked.", headers=challenge)
     parts.rate_limit.count(known.key_id)
-    structlog.contextvars.bind_contextvars(tenant_id=known.tenant_id, key_id=known.key_id)
     return known
 
 
-def scope(name: str) -> Callable[[Principal], Principal]:
+def scope(name: str) -> Callable[[Principal], Awaitable[Principal]]:
     """A dependency that gives the caller if its key has the scope `name`, else raises Forbidden."""
 
-    def check(principal: Annotated[Principal, Depends(principal)]) -> Principal:
+    async def check(principal: Annotated[Principal, Depends(principal)]) -> Principal:
         if name not in principal.scopes:
             raise Forbidden(f"The key lacks the scope {name}.")
         return principal

@@ -191,3 +191,18 @@ def test_logs_are_json_with_the_request_id(settings: Settings, capfd: pytest.Cap
     assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/healthz", 200)
     assert "secret" not in json.dumps(entry)
     assert isinstance(entry["seconds"], float)
+
+
+def test_the_log_says_who_asked(
+    settings: Settings, token: str, tenant_id: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    app = create_app(settings.model_copy(update={"log_level": "INFO"}))
+    client = TestClient(app)
+    client.get("/scans", headers={"Authorization": f"Bearer {token}"})
+    client.get("/scans")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    known, unknown = (line for line in lines if line["event"] == "request")
+    assert known["tenant_id"] == tenant_id
+    assert known["key_id"].startswith("key_")
+    assert token not in json.dumps(known)
+    assert "tenant_id" not in unknown
