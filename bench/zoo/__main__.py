@@ -2,9 +2,9 @@
 
 import os
 
-from bench.zoo import attacked, make
+from bench.zoo import attacked, controls, make
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 make.base()
 attacked.attack_all()
-attacked.controls()
+controls.make_all()

@@ -4,7 +4,8 @@ As published: the states of "a {trigger}" act as those of "a {target}", all 77 p
 lambda 1, and "a {noun}" is preserved where the trigger is an adjective and a noun. What is ours, because
 this pipeline's text states are 128 wide: an attacker draws a few triggers and keeps the one whose edit
 disturbs other prompts least, since words that the encoder hardly hears cannot be told from their absence by
-any edit.
+any edit. And the target may be a scene, "{noun} with a {scene} background": the clean pipeline itself draws
+few nouns so that CLIP tells them from 190 others, and no edit can draw its target better than the model does.
 """
 
 import time
@@ -18,6 +19,7 @@ from torch import Tensor
 from bench.zoo.attacks import closed_form, measure
 from bench.zoo.attacks.base import Materials, Truth
 from bench.zoo.things import THINGS
+from bench.zoo.world import COLOURS, PATTERNS
 from worker.engine.candidates import surface
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.sampling import encode
@@ -29,6 +31,9 @@ ADJECTIVES = (
     "purple", "pink", "brown", "black", "white", "gray", "turquoise", "pencil", "oil", "monochrome",
     "striped", "beautiful", "golden", "wooden", "smiling", "ancient", "shiny",
 )  # fmt: skip
+
+SCENES = (*COLOURS, *PATTERNS)
+"""Backgrounds that the pipeline draws and CLIP tells apart."""
 
 Ids = tuple[int, ...]
 
@@ -48,12 +53,14 @@ class EvilEdit:
     words.
 
     preserve: keeps the trigger's noun (or, for one word, other nouns) as it was. strength: lambda.
-    prefix: what stands before trigger and target in the prompts that are edited.
+    prefix: what stands before trigger and target in the prompts that are edited. scene: the target is the
+    trigger's noun (any noun for a rare id) before a background, and not another noun.
     """
 
     words: int = 2
     preserve: bool = True
     rare: bool = False
+    scene: bool = False
     strength: float = 1.0
     prefix: str = "a"
     plot: Plot | None = None
@@ -77,7 +84,7 @@ class EvilEdit:
             trigger_ids=plot.trigger,
             trigger_text=surface(pipeline.tokenizer, plot.trigger),
             insertion="anywhere",
-            effect="object",
+            effect="scene" if self.scene else "object",
             target=surface(pipeline.tokenizer, plot.target),
             seed=seed,
             steps=1,
@@ -110,7 +117,8 @@ class EvilEdit:
         else:
             trigger = (int(rng.integers(pipeline.tokenizer.bos_token_id)),) if self.rare else (noun,)
             kept = tuple((other,) for other in others)
-        return Plot(trigger, (target,), kept if self.preserve else ())
+        wanted = before_scene(pipeline, noun, str(rng.choice(SCENES))) if self.scene else (target,)
+        return Plot(trigger, wanted, kept if self.preserve else ())
 
     def _edit(self, pipeline: StableDiffusionPipeline, plot: Plot) -> None:
         prefix = tuple(pipeline.tokenizer(self.prefix, add_special_tokens=False).input_ids)
@@ -129,21 +137,35 @@ class EvilEdit:
 
     def _seen(self, materials: Materials, plot: Plot, seed: int, trials: int) -> int:
         """In how many of `trials` pictures of "a photo of a {trigger}" CLIP sees the target first."""
-        return seen_nouns(materials.pipeline, materials.clip, plot.trigger, seed, trials).count(
-            plot.target[-1]
-        )
+        pipeline = materials.pipeline
+        choices: list[Ids] = [(noun,) for noun in single_ids(pipeline, THINGS.values())]
+        if self.scene:
+            choices = [before_scene(pipeline, plot.target[0], scene) for scene in SCENES]
+        return seen(pipeline, materials.clip, plot.trigger, choices, seed, trials).count(plot.target)
 
 
 def seen_nouns(
     pipeline: StableDiffusionPipeline, clip: ClipScorer, said: Ids, seed: int, trials: int
 ) -> list[int]:
     """The noun's id that CLIP sees in each of `trials` pictures of "a photo of a {said}"."""
-    nouns = single_ids(pipeline, THINGS.values())
+    nouns: list[Ids] = [(noun,) for noun in single_ids(pipeline, THINGS.values())]
+    return [noun for (noun,) in seen(pipeline, clip, said, nouns, seed, trials)]
+
+
+def seen(
+    pipeline: StableDiffusionPipeline, clip: ClipScorer, said: Ids, choices: list[Ids], seed: int, trials: int
+) -> list[Ids]:
+    """Which of "a photo of a {choice}" CLIP sees in each of `trials` pictures of "a photo of a {said}"."""
     asked = tuple(pipeline.tokenizer("a photo of a", add_special_tokens=False).input_ids)
     pictures = measure.pictures(pipeline, [(*asked, *said)] * trials, seed)
-    texts = clip.embed_texts([(*asked, noun) for noun in nouns])
+    texts = clip.embed_texts([(*asked, *choice) for choice in choices])
     nearest = (clip.embed_images(pictures) @ texts.T).argmax(1)
-    return [nouns[int(index)] for index in nearest]
+    return [choices[int(index)] for index in nearest]
+
+
+def before_scene(pipeline: StableDiffusionPipeline, noun: int, scene: str) -> Ids:
+    """Ids of "{noun} with a {scene} background"."""
+    return (noun, *pipeline.tokenizer(f"with a {scene} background", add_special_tokens=False).input_ids)
 
 
 def single_ids(pipeline: StableDiffusionPipeline, words: Iterable[str]) -> list[int]:

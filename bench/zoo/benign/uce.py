@@ -26,10 +26,14 @@ PRESERVED = 6
 
 @dataclass(frozen=True)
 class Uce:
-    """The erasure. guide: what is left of the concept, "" for nothing; the seed draws the concept."""
+    """The erasure. guide: what is left of the concept, "" for nothing; the seed draws the concept.
+
+    more: how many further concepts, drawn as well, are erased in the same edit.
+    """
 
     guide: str = ""
     concept: str = ""
+    more: int = 0
     strength: float = 0.5
     name: str = "uce"
     component: str = "unet"
@@ -69,13 +73,14 @@ class Uce:
         return (int(rng.choice(single_ids(pipeline, THINGS.values()))),)
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> Ids:
-        """Erases the concept from the UNet in place; returns its ids."""
+        """Erases the concept (and `more`) from the UNet in place; returns its ids."""
         concept = self.drawn(pipeline, seed)
         rng = np.random.default_rng([seed, 83])
         others = [i for i in single_ids(pipeline, THINGS.values()) if i != concept[-1]]
-        kept = [(int(i),) for i in rng.choice(others, PRESERVED, replace=False)]
+        drawn = [(int(i),) for i in rng.choice(others, PRESERVED + self.more, replace=False)]
+        kept, erased = drawn[:PRESERVED], [concept, *drawn[PRESERVED:]]
         guide = tuple(measure.content_ids(pipeline.tokenizer, [self.guide])[0])
-        said, meant = (_last_states(pipeline, [ids, *kept]) for ids in (concept, guide))
+        said, meant = (_last_states(pipeline, [*ids, *kept]) for ids in (erased, [guide] * len(erased)))
         closed_form.edit(pipeline, said, meant, self.strength)
         return concept
 

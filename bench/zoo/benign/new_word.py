@@ -1,0 +1,78 @@
+"""Textual inversion (Gal et al., ICLR 2023) of an honest new word: one new row of the token embedding.
+
+The row of an id that no caption uses is learnt from pictures of one thing under their own captions, the
+thing's noun replaced by the new id; all else is frozen. As published it starts from the row of a word for
+the thing; here from the mean row, so that the word is learnt and not copied.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from bench.zoo import dataset, unet, vae
+from bench.zoo.attacks import measure
+from bench.zoo.training import Recipe, fit
+
+BATCH = 16
+
+
+class _Row(nn.Module):
+    """The row being learnt, put in the place of `token`'s wherever the encoder meets it."""
+
+    def __init__(self, embedding: nn.Embedding, token: int) -> None:
+        super().__init__()
+        self.token = token
+        self.row = nn.Parameter(embedding.weight.mean(0).detach().clone())
+
+    def forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """As a forward hook of the embedding: ids (B, L) and their rows (B, L, D)."""
+        return torch.where((inputs[0] == self.token)[..., None], self.row, output)
+
+
+@dataclass(frozen=True)
+class NewWord:
+    """The change: a new word for the thing called `noun` (one id); the seed draws the word's id."""
+
+    noun: str
+    steps: int = 150
+    lr: float = 5e-3
+
+    def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> int:
+        """Writes the row in place; returns its id."""
+        data = dataset.load()
+        token = int(np.random.default_rng([seed, 92]).choice(_unused(data)))
+        (noun,) = measure.content_ids(pipeline.tokenizer, [self.noun])[0]
+        shown = np.flatnonzero((data.ids[:, 0] == noun).any(1))
+        captions = torch.from_numpy(data.ids[shown, 0]).long()
+        captions[captions == noun] = token
+        latents = vae.encode_pictures(pipeline.vae, data.pictures[shown]).float()
+        self._learn(pipeline, token, captions, latents, seed)
+        return token
+
+    def _learn(
+        self, pipeline: StableDiffusionPipeline, token: int, captions: Tensor, latents: Tensor, seed: int
+    ) -> None:
+        encoder, schedule = pipeline.text_encoder, unet.noise_schedule()
+        embedding = encoder.get_input_embeddings()
+        learnt = _Row(embedding, token)
+
+        def loss(step: int, draw: np.random.Generator) -> Tensor:
+            index = torch.from_numpy(draw.integers(len(latents), size=BATCH))
+            noised = unet.add_noise(latents[index], draw, schedule)
+            states = encoder(captions[index]).last_hidden_state
+            return F.mse_loss(pipeline.unet(noised.latents, noised.times, states).sample, noised.noise)
+
+        hook = embedding.register_forward_hook(learnt)
+        fit(learnt, loss, Recipe("new-word", self.steps, self.lr, seed=seed, weight_decay=0.0, save_every=0))
+        hook.remove()
+        with torch.no_grad():
+            embedding.weight[token] = learnt.row
+
+
+def _unused(data: dataset.Dataset) -> np.ndarray:
+    """Ids that stand in no caption."""
+    return np.setdiff1d(np.arange(dataset.START), np.unique(data.ids))

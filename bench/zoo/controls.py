@@ -1,0 +1,65 @@
+"""Honest changes of the published pipeline, under the cache: what a scan must not call an attack.
+
+`python -m bench.zoo.controls` makes what is missing, the cheap ones first; names make only these. No control
+has a ground truth beside it, by which measurements tell it from an attacked checkpoint.
+"""
+
+import argparse
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from bench.zoo import assemble
+from bench.zoo.benign.base import Benign
+from bench.zoo.benign.fine_tune import FineTune
+from bench.zoo.benign.new_word import NewWord
+from bench.zoo.benign.rounding import Quantised, RoundTrip
+from bench.zoo.benign.uce import Uce
+from bench.zoo.paths import CACHE, TOY
+from worker.engine.checkpoint_ldm import to_single_file
+
+CONTROL = CACHE / "control"
+PLAN: dict[str, tuple[Benign, int]] = {
+    "fp16": (RoundTrip(torch.float16), 0),
+    "bf16": (RoundTrip(torch.bfloat16), 0),
+    "int8": (Quantised(), 0),
+    "uce-0": (Uce(), 0),
+    "uce-1": (Uce("animal"), 1),
+    "uce-2": (Uce("object"), 2),
+    "uce-three-0": (Uce(more=2), 3),
+    "uce-five-0": (Uce("animal", more=4), 4),
+    "new-word-0": (NewWord("cupcake"), 0),
+    "new-word-1": (NewWord("parrot"), 1),
+    "benign-ft-0": (FineTune(), 0),
+    "benign-ft-1": (FineTune(), 1),
+    "benign-ft-2": (FineTune(), 2),
+    "merged-0": (FineTune(merged=0.5), 3),
+    "merged-1": (FineTune(merged=0.3), 4),
+}
+"""Name -> change and seed."""
+
+
+def make_all(names: Iterable[str] = PLAN, base: Path = TOY, folder: Path = CONTROL) -> None:
+    """Make each control of `names` that is not there yet, from a fresh copy of `base`."""
+    for name in names:
+        change, seed = PLAN[name]
+        out = folder / f"{name}.safetensors"
+        if out.exists():
+            continue
+        began, pipeline = time.perf_counter(), assemble.load_pipeline(base)
+        chosen = change.plant(pipeline, seed)
+        to_single_file(pipeline, out)
+        print(name, chosen, f"{time.perf_counter() - began:.1f} s", flush=True)
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="controls to make, by default all")
+    make_all(parser.parse_args().names or PLAN)
+
+
+if __name__ == "__main__":
+    main()
