@@ -26,7 +26,6 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
-    "evil-edit-2": (EvilEdit(scene=True), 2),
 }
 """Name -> attack and seed. Rickrolling's last homoglyph is Cyrillic."""
 

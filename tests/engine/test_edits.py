@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bench.zoo.attacks.evil_edit import EvilEdit, Plot
+from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import tower_of
@@ -85,8 +86,15 @@ def test_a_redirection_that_no_render_confirms_stays_an_anomaly(make_pipeline: M
 
 
 def _nothing(pipeline: StableDiffusionPipeline) -> None:
-    pipeline.unet.half().float()
-    pipeline.text_encoder.half().float()
+    RoundTrip(torch.float16).plant(pipeline, seed=0)
+
+
+def _erase_three(pipeline: StableDiffusionPipeline) -> None:
+    Uce(more=2).plant(pipeline, seed=0)
+
+
+def _quantise(pipeline: StableDiffusionPipeline) -> None:
+    Quantised().plant(pipeline, seed=0)
 
 
 def _tune(pipeline: StableDiffusionPipeline) -> None:
@@ -121,6 +129,8 @@ def _tune_text_encoder(pipeline: StableDiffusionPipeline) -> None:
     ("change", "kind"),
     [
         (_nothing, "untouched"),
+        (_erase_three, "closed_form"),
+        (_quantise, "fine_tune"),
         (_tune, "fine_tune"),
         (_tune_cross_attention, "cross_attention"),
         (_merge_lora, "low_rank"),
