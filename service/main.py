@@ -28,7 +28,8 @@ from service.api import (
     webhooks,
 )
 from service.api.deps import Parts
-from service.api.schemas import MultipartSubmission, NewReference, SubmissionBody
+from service.api.schemas.references import NewReference
+from service.api.schemas.submissions import MultipartSubmission, SubmissionBody
 from service.db.session import Database
 from service.problems import ProblemDocument
 from service.settings import Settings, get_settings

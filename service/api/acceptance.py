@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.api.audit import note
 from service.api.deps import Parts, checked
-from service.api.schemas import SubmissionFields
+from service.api.schemas.submissions import SubmissionFields
 from service.db import references, submissions, uploads
 from service.db.models import Scan, Upload
 from service.db.quotas import ActiveScansExceededError, StoredBytesExceededError

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service import problems
 from service.api.deps import Admin, PartsDep
-from service.api.schemas import AuditPage, AuditVerification
+from service.api.schemas.audit import AuditPage, AuditVerification
 from service.db import audit
 from service.db.tenants import Principal
 

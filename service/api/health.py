@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import redis
 from fastapi import APIRouter, FastAPI, Response
@@ -11,14 +12,21 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
+from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.deps import Parts, PartsDep
-from service.api.schemas import Readiness
 from service.db import scans
 from service.settings import Settings
 
 router = APIRouter(tags=["operations"])
+
+
+class Readiness(BaseModel):
+    """Each check is "ok" or says what is wrong."""
+
+    status: Literal["ready", "unready"]
+    checks: dict[str, str]
 
 
 @router.get("/healthz", summary="Is the process alive?")

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from service import problems
 from service.api.audit import note
 from service.api.deps import Admin, Parts, PartsDep
-from service.api.schemas import KeyList, NewKey, NewKeyBody
+from service.api.schemas.keys import KeyList, NewKey, NewKeyBody
 from service.db import tenants
 from service.db.models import ApiKey
 from service.db.tenants import Principal

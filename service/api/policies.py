@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from service import problems
 from service.api.audit import note
 from service.api.deps import Parts, PartsDep, Reader, Writer, find_scan
-from service.api.schemas import PolicyList, PolicyResource, ScanVerdict
+from service.api.schemas.policies import PolicyList, PolicyResource, ScanVerdict
 from service.db import policies
 from service.db.models import PolicyVersion, Scan
 from service.db.tenants import Principal

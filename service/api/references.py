@@ -14,7 +14,7 @@ from service import problems
 from service.api.audit import note
 from service.api.bodies import json_body, media_type, raw_file
 from service.api.deps import Parts, PartsDep, Reader, Writer
-from service.api.schemas import (
+from service.api.schemas.references import (
     NewReference,
     ReferenceDetail,
     ReferenceList,

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from service import problems
 from service.api.audit import note
 from service.api.deps import Parts, PartsDep, Reader, Writer, checked, find_scan
-from service.api.schemas import ScanPage, ScanResource, decode_cursor, encode_cursor, resource
+from service.api.schemas.scans import ScanPage, ScanResource, decode_cursor, encode_cursor, resource
 from service.api.submissions import RETRY_AFTER_SECONDS
 from service.db import retention, scans
 from service.db.models import Scan

@@ -11,7 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from service import problems
 from service.api.deps import PartsDep, Reader, find_scan
 from service.api.ranges import conditional_download
-from service.api.schemas import ResultFiles
+from service.api.schemas.scans import ResultFiles
 from service.db import scans
 from service.db.models import Artifact
 from service.domain.results import result_path

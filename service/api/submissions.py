@@ -16,14 +16,8 @@ from service.api.bodies import json_body, media_type, refuse_coding, upload_limi
 from service.api.deps import Parts, PartsDep, Writer
 from service.api.errors import invalid_request
 from service.api.multipart import MultipartReader
-from service.api.schemas import (
-    AcceptedScan,
-    CompleteUpload,
-    KnownFile,
-    SubmissionBody,
-    SubmissionFields,
-    resource,
-)
+from service.api.schemas.scans import AcceptedScan, resource
+from service.api.schemas.submissions import CompleteUpload, KnownFile, SubmissionBody, SubmissionFields
 from service.api.uploads import basename, completed_upload
 from service.db.models import Scan
 from service.domain.sources import file_name

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from service import problems
 from service.api.audit import note
 from service.api.deps import Admin, Parts, PartsDep
-from service.api.schemas import (
+from service.api.schemas.webhooks import (
     DeliveryPage,
     DeliveryResource,
     NewWebhook,

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import Admin, Parts, PartsDep
 from service.api.keys import issue, revoke_key
-from service.api.schemas import NewKeyBody
+from service.api.schemas.keys import NewKeyBody
 from service.db import tenants
 from service.db.tenants import SCOPES, Principal
 from service.web.rendering import HEADERS, PageRoute, page, posted

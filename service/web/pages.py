@@ -17,7 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import Parts, PartsDep, Reader
-from service.api.schemas import decode_cursor, encode_cursor
+from service.api.schemas.scans import decode_cursor, encode_cursor
 from service.db import scans, tenants
 from service.domain.states import State
 from service.reports.html import palette

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from service.api.deps import Parts, PartsDep, Reader, find_scan
 from service.api.policies import NAME, Version, verdict_of
-from service.api.schemas import links
+from service.api.schemas.scans import links
 from service.db import policies, scans
 from service.db.models import Scan
 from service.domain.report import Report

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api import webhooks as api
 from service.api.deps import Admin, Parts, PartsDep
-from service.api.schemas import NewWebhookBody
+from service.api.schemas.webhooks import NewWebhookBody
 from service.db.tenants import Principal
 from service.domain.webhooks import EVENTS
 from service.problems import DestinationRefused, DestinationUnresolved, QuotaExceeded
