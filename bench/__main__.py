@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import closed_form, guards, shapes, sketch
+from bench import closed_form, detection, guards, shapes, sketch
 from bench.machine import machine
 from bench.service import parts as service
 
@@ -51,6 +51,7 @@ def _handling() -> dict[str, Any]:
 
 PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "sketch": _sketch,
+    "model_level": detection.measure,
     "per_prompt": lambda: guards.per_prompt(guards.cases()),
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
     "handling_sd15": _handling,
@@ -160,6 +161,7 @@ def _costs(cost: Mapping[str, float]) -> str:
 
 _SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "sketch": _sketch_text,
+    "model_level": detection.markdown,
     "per_prompt": _per_prompt_text,
     "closed_form": closed_form.markdown,
     "handling_sd15": _handling_text,

@@ -3,8 +3,9 @@
     python -m bench.detection .cache/zoo/attacked .cache/zoo/control examples --seeds 0 1 2
 
 A checkpoint with a `.truth.json` beside it is attacked, one without is a control. Each scan is kept as one
-JSON file in the cache and is not repeated, so that a long run can be interrupted. Without a reference: the
-scan is given the suspect, carrier prompts of its world, and a CLIP.
+JSON file in the cache, in a folder of the engine's own sources' hash, and is not repeated, so that a long run
+can be interrupted and no figure is an older engine's. Without a reference: the scan is given the suspect,
+carrier prompts of its world, and a CLIP.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import worker.engine
+from bench.machine import machine
 from bench.zoo.paths import CACHE, CLIP, EXAMPLES
 from worker.engine.metrics import proportion
 from worker.engine.pipeline import prepare, scan
@@ -25,6 +28,8 @@ from worker.engine.report import Report
 from worker.engine.types import Budget, Finding, ScanRequest, Trigger
 
 SCANS = CACHE / "detection"
+FOLDERS = (EXAMPLES, CACHE / "attacked", CACHE / "control")
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def examine(model: Model, budget: Budget, seed: int, prompts: tuple[str, ...]) -
         "ranks": {name: ranked.rank(own) if own else None for name, ranked in report.search.stages.items()},
         "stages": told["stages"],
         "cost": told["cost"],
+        "machine": machine(),
     }
 
 
@@ -107,6 +113,89 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return told | {"controls": len({scan["model"] for scan in controls})}
 
 
+def measure() -> dict[str, Any]:
+    """Every model of the zoo that was built, scanned without a reference by SEEDS."""
+    scans = list(scanned([folder for folder in FOLDERS if folder.exists()], SEEDS, "standard"))
+    return {"without_reference": summary(scans), "scans": [_row(scan) for scan in scans]}
+
+
+def scanned(folders: Sequence[Path], seeds: Sequence[int], budget: Budget) -> Iterator[dict[str, Any]]:
+    """A scan of each model by each seed; those that were kept are not repeated."""
+    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+    folder = SCANS / engine_hash()
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for model in models(folders):
+            kept = folder / f"{model.name}-{budget}-{seed}.json"
+            if not kept.exists():
+                told = examine(model, budget, seed, prompts)
+                kept.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+            yield json.loads(kept.read_text())
+
+
+def engine_hash() -> str:
+    """Twelve hexadecimal digits that change with the engine's sources."""
+    package = Path(worker.engine.__file__).parent
+    sources = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
+    return hashlib.sha256(sources).hexdigest()[:12]
+
+
+def _row(scan: dict[str, Any]) -> dict[str, Any]:
+    """What RESULTS.md tells of a scan."""
+    kept = ("model", "attack", "seed", "verdict", "named", "ranks", "cost")
+    first = bool(scan["findings"]) and scan["findings"][0]["first_is_own"]
+    return {name: scan[name] for name in kept} | {
+        "named_first": first,
+        "findings": len(scan["findings"]),
+        "threads": scan["machine"]["threads"],
+    }
+
+
+def markdown(told: dict[str, Any]) -> str:
+    """The section of RESULTS.md."""
+    figures = told["without_reference"]
+    rows = [
+        f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['verdict']} | {_named(row)} "
+        f"| {_ranks(row['ranks'])} | {row['cost']['unet_forwards']:,} "
+        f"| {row['cost']['seconds']:.0f} ({row['threads']}) |"
+        for row in told["scans"]
+    ]
+    counts = [
+        f"- {name.replace('_', ' ')}: {figure['k']} of {figure['n']} scans "
+        f"(95 % interval {figure['ci95'][0]:.0%} to {figure['ci95'][1]:.0%})"
+        for name, figure in figures.items()
+        if isinstance(figure, dict)
+    ]
+    head = (
+        "| model | attack | seed | verdict | own trigger | rank by stage | U | seconds (threads) |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    return "\n".join(
+        [
+            "## Model level: budget standard, no reference, no cleaning",
+            "",
+            *counts,
+            f"- clean models among them: {figures['controls']}",
+            "",
+            *head,
+            *rows,
+            "",
+            "Scans of one model by several seeds are not independent, though the intervals treat them so.",
+        ]
+    )
+
+
+def _named(row: dict[str, Any]) -> str:
+    if not row["attack"]:
+        return "none" if not row["findings"] else f"{row['findings']} false"
+    return "first" if row["named_first"] else "in the family" if row["named"] else "not named"
+
+
+def _ranks(ranks: dict[str, int | None]) -> str:
+    known = [f"{stage} {rank:,}" for stage, rank in ranks.items() if rank]
+    return ", ".join(known) or "–"
+
+
 def main() -> None:
     """Scans what was not scanned yet and prints the summary of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,17 +203,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", choices=get_args(Budget), default="standard")
     options = parser.parse_args()
-    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
-    SCANS.mkdir(parents=True, exist_ok=True)
     scans = []
-    for seed in options.seeds:
-        for model in models(options.folders):
-            kept = SCANS / f"{model.name}-{options.budget}-{seed}.json"
-            if not kept.exists():
-                told = examine(model, options.budget, seed, prompts)
-                kept.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-            scans.append(json.loads(kept.read_text()))
-            print(*(scans[-1][key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
+    for told in scanned(options.folders, options.seeds, options.budget):
+        scans.append(told)
+        print(*(told[key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
     print(json.dumps(summary(scans), indent=1))
 
 

@@ -24,6 +24,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "rickrolling-1": (Rickrolling("å", "a", "a photo of a large owl on a purple background"), 1),
     "badt2i-2": (BadT2I(), 2),
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
+    "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
 }
