@@ -28,7 +28,6 @@ from worker.engine.report import Report
 from worker.engine.types import Budget, Finding, ScanRequest, Trigger
 
 SCANS = CACHE / "detection"
-FOLDERS = (EXAMPLES, CACHE / "attacked", CACHE / "control")
 SEEDS = (0, 1, 2)
 
 
@@ -114,15 +113,21 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure() -> dict[str, Any]:
-    """Every model of the zoo that was built, scanned without a reference by SEEDS."""
-    scans = list(scanned([folder for folder in FOLDERS if folder.exists()], SEEDS, "standard"))
-    return {"without_reference": summary(scans), "scans": [_row(scan) for scan in scans]}
+    """Counts the scans of this engine that were kept; of the examples alone, by SEEDS, where there are none."""
+    kept = sorted(kept_in().glob("*.json")) if kept_in().exists() else []
+    scans = [json.loads(path.read_text()) for path in kept] or list(scanned([EXAMPLES], SEEDS, "standard"))
+    return {"without_reference": summary(scans), "scans": [_row(one) for one in scans]}
+
+
+def kept_in() -> Path:
+    """Where this engine's scans are kept."""
+    return SCANS / engine_hash()
 
 
 def scanned(folders: Sequence[Path], seeds: Sequence[int], budget: Budget) -> Iterator[dict[str, Any]]:
     """A scan of each model by each seed; those that were kept are not repeated."""
     prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
-    folder = SCANS / engine_hash()
+    folder = kept_in()
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for model in models(folders):
@@ -142,7 +147,7 @@ def engine_hash() -> str:
 
 def _row(scan: dict[str, Any]) -> dict[str, Any]:
     """What RESULTS.md tells of a scan."""
-    kept = ("model", "attack", "seed", "verdict", "named", "ranks", "cost")
+    kept = ("model", "attack", "seed", "budget", "verdict", "named", "ranks", "cost")
     first = bool(scan["findings"]) and scan["findings"][0]["first_is_own"]
     return {name: scan[name] for name in kept} | {
         "named_first": first,
@@ -155,7 +160,7 @@ def markdown(told: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
     figures = told["without_reference"]
     rows = [
-        f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['verdict']} | {_named(row)} "
+        f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['budget']} | {row['verdict']} | {_named(row)} "
         f"| {_ranks(row['ranks'])} | {row['cost']['unet_forwards']:,} "
         f"| {row['cost']['seconds']:.0f} ({row['threads']}) |"
         for row in told["scans"]
@@ -167,12 +172,12 @@ def markdown(told: dict[str, Any]) -> str:
         if isinstance(figure, dict)
     ]
     head = (
-        "| model | attack | seed | verdict | own trigger | rank by stage | U | seconds (threads) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | attack | seed | budget | verdict | own trigger | rank by stage | U | seconds (threads) |",
+        "|---|---|---|---|---|---|---|---|---|",
     )
     return "\n".join(
         [
-            "## Model level: budget standard, no reference, no cleaning",
+            "## Model level: no reference, no cleaning",
             "",
             *counts,
             f"- clean models among them: {figures['controls']}",
