@@ -113,7 +113,7 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure() -> dict[str, Any]:
-    """Counts the scans of this engine that were kept; of the examples alone, by SEEDS, where there are none."""
+    """Counts this engine's scans that were kept; where there are none, those of the examples by SEEDS."""
     kept = sorted(kept_in().glob("*.json")) if kept_in().exists() else []
     scans = [json.loads(path.read_text()) for path in kept] or list(scanned([EXAMPLES], SEEDS, "standard"))
     return {"without_reference": summary(scans), "scans": [_row(one) for one in scans]}
@@ -160,8 +160,8 @@ def markdown(told: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
     figures = told["without_reference"]
     rows = [
-        f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['budget']} | {row['verdict']} | {_named(row)} "
-        f"| {_ranks(row['ranks'])} | {row['cost']['unet_forwards']:,} "
+        f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['budget']} "
+        f"| {row['verdict']} | {_named(row)} | {_ranks(row['ranks'])} | {row['cost']['unet_forwards']:,} "
         f"| {row['cost']['seconds']:.0f} ({row['threads']}) |"
         for row in told["scans"]
     ]
