@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.db import scans, submissions
+from service.db import artifacts, submissions
+from service.db.artifacts import ArtifactRecord
 from service.db.json import storable
 from service.db.models import Scan
-from service.db.scans import ArtifactRecord
 from service.domain.results import SIGNATURE_NAME, result_path
 from service.reports import FORMATS, render
 from service.reports.signing import MEDIA_TYPE, Signer
@@ -79,6 +79,6 @@ def publish_decided(
         return publication(scan.id, report, (), blobs, signer)
 
     shown = held(session, make(), blobs, make)
-    scans.add_artifacts(session, scan.id, shown.files)
+    artifacts.add_artifacts(session, scan.id, shown.files)
     scan.signed_by = shown.signed_by
     session.flush()

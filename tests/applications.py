@@ -15,8 +15,8 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from service.db import scans, tenants
-from service.db.scans import ArtifactRecord
+from service.db import attempts, tenants
+from service.db.artifacts import ArtifactRecord
 from service.db.session import Database
 from service.main import create_app
 from service.publication import open_signer, publication
@@ -140,10 +140,10 @@ def finish(database: Database, settings: Settings, tmp_path: Path) -> Finish:
             records.append(store("model", "cleaned.safetensors", model, "application/octet-stream"))
         made = publication(scan_id, report, records, blobs, open_signer(settings))
         with database.transaction() as session:
-            claim = scans.claim(session, scan_id, "test", 60)
+            claim = attempts.claim(session, scan_id, "test", 60)
             assert claim is not None
             verdict = str(report["verdict"])
-            assert scans.publish(
+            assert attempts.publish(
                 session, scan_id, claim.attempt, verdict, report, made.files, signed_by=made.signed_by
             )
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.db.scans import ArtifactRecord, Claim
+from service.db.artifacts import ArtifactRecord
+from service.db.attempts import Claim
 from service.domain.report import Report
 from service.settings import GIB, Settings
 from service.storage.blobs import BlobStore

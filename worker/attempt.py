@@ -16,8 +16,8 @@ import structlog
 from sqlalchemy.orm import Session
 
 from service import publication
-from service.db import scans
-from service.db.scans import Claim
+from service.db import attempts, recovery
+from service.db.attempts import Claim
 from service.domain.sources import with_source
 from service.publication import Publication
 from service.reports.signing import Signer
@@ -62,12 +62,12 @@ class Attempt:
         try:
             return self._scan()
         except CancelledError:
-            return self._settle("cancelled", scans.finish_cancel)
+            return self._settle("cancelled", attempts.finish_cancel)
         except DrainingError:
-            return self._settle("given back", scans.release)
+            return self._settle("given back", attempts.release)
         except JobDiedError as error:
             self._log.warning("job died", detail=error.detail)
-            return self._settle("worker lost", scans.lose, max_attempts=self._settings.max_attempts)
+            return self._settle("worker lost", recovery.lose, max_attempts=self._settings.max_attempts)
         except JobRefusedError as error:
             return self._refuse(error)
         except JobError as error:
@@ -85,7 +85,7 @@ class Attempt:
         return outcome
 
     def _fail(self, code: str, detail: str) -> str:
-        return self._settle(f"failed: {code}", scans.fail, {"code": code, "detail": detail})
+        return self._settle(f"failed: {code}", attempts.fail, {"code": code, "detail": detail})
 
     def _refuse(self, error: JobRefusedError) -> str:
         self._publish(artifacts.refusal(self._claim, error.code, error.detail), None)
@@ -96,7 +96,7 @@ class Attempt:
             job = self._job(scratch)
             run_job(job, on_message=self._on_message, check=self._lease.check)
             report = artifacts.read_report(job.out, self._claim)
-            self._settle("renewed", scans.renew_lease, self._settings.lease_seconds)
+            self._settle("renewed", attempts.renew_lease, self._settings.lease_seconds)
             report = {**report, "static": self._claim.static or None, "sandbox": self._measures}
             return self._publish(report, job.out)
 
@@ -118,7 +118,7 @@ class Attempt:
 
         def show(session: Session, scan_id: str, attempt: int) -> bool:
             held = publication.held(session, made, self._blobs, make)
-            return scans.publish(
+            return attempts.publish(
                 session, scan_id, attempt, report["verdict"], report, held.files, signed_by=held.signed_by
             )
 
@@ -133,4 +133,4 @@ class Attempt:
             return
         self._shown = (stage, now)
         fraction = min(max(content["done"] / max(content["total"], 1), 0.0), 1.0)
-        self._settle("progress", scans.record_progress, stage, fraction, content["message"])
+        self._settle("progress", attempts.record_progress, stage, fraction, content["message"])

@@ -18,8 +18,8 @@ import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from service.db import scans
-from service.db.scans import Claim
+from service.db import attempts
+from service.db.attempts import Claim
 from service.db.session import Database
 from service.settings import Settings
 
@@ -128,11 +128,11 @@ class Lease:
         scan_id, attempt = self._claim.scan_id, self._claim.attempt
         asked = time.monotonic()
         with self._database.transaction() as session:
-            if scans.cancel_requested(session, scan_id, attempt):
+            if attempts.cancel_requested(session, scan_id, attempt):
                 self._cancelled.set()
             if asked - self._renewed < self._settings.heartbeat_seconds:
                 return
-            held = scans.renew_lease(session, scan_id, attempt, self._settings.lease_seconds)
+            held = attempts.renew_lease(session, scan_id, attempt, self._settings.lease_seconds)
         if held:
             self._renewed = asked
         else:

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy.orm import Session
 
 from service.db import references
+from service.db.attempts import Claim
 from service.db.models import TrustedReference, TrustedTensor
-from service.db.scans import Claim
 from service.problems import Problem
 from service.settings import Settings
 from service.storage.blobs import BlobStore

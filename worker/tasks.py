@@ -10,7 +10,7 @@ import structlog
 from celery import Task
 from sqlalchemy.exc import OperationalError
 
-from service.db import scans
+from service.db import attempts
 from service.db.session import Database
 from service.publication import open_signer
 from service.reports.signing import Signer
@@ -39,7 +39,7 @@ def run_scan(task: Task, scan_id: str) -> None:
     owner = f"{socket.gethostname()}:{os.getpid()}"
     try:
         with database.transaction() as session:
-            claim = scans.claim(
+            claim = attempts.claim(
                 session, scan_id, owner, settings.lease_seconds, max_attempts=settings.max_attempts
             )
     except OperationalError as error:

@@ -14,7 +14,7 @@ from service import problems
 from service.api.audit import note
 from service.api.deps import Downloader, Parts, PartsDep, Reader, find_scan
 from service.api.ranges import conditional_download
-from service.db import scans
+from service.db import artifacts
 from service.db.models import Artifact, Scan
 from service.db.tenants import Principal
 from service.problems import ModelRemoved, NoEvidence, NoModel, NoReport, NotAcceptable, Problem
@@ -125,18 +125,18 @@ async def _rendered(parts: Parts, scan: Scan, report: dict[str, Any], name: str)
 
 def _kept_report(parts: Parts, scan: Scan) -> Artifact | None:
     with parts.database.transaction(scan.tenant_id) as session:
-        return scans.get_artifact(session, scan.id, "report")
+        return artifacts.get_artifact(session, scan.id, "report")
 
 
 async def _pictures(parts: Parts, scan: Scan) -> dict[str, bytes]:
-    artifacts = await run_in_threadpool(_evidence, parts, scan)
-    bodies = await asyncio.gather(*(_read_all(parts, artifact) for artifact in artifacts))
-    return {artifact.name: body for artifact, body in zip(artifacts, bodies, strict=True)}
+    pictures = await run_in_threadpool(_evidence, parts, scan)
+    bodies = await asyncio.gather(*(_read_all(parts, picture) for picture in pictures))
+    return {picture.name: body for picture, body in zip(pictures, bodies, strict=True)}
 
 
 def _evidence(parts: Parts, scan: Scan) -> list[Artifact]:
     with parts.database.transaction(scan.tenant_id) as session:
-        return [found for found in scans.list_artifacts(session, scan.id) if found.kind == "evidence"]
+        return [found for found in artifacts.list_artifacts(session, scan.id) if found.kind == "evidence"]
 
 
 async def _read_all(parts: Parts, artifact: Artifact) -> bytes:
@@ -206,4 +206,4 @@ def _artifact(
 ) -> Artifact | None:
     find_scan(parts, principal, scan_id)
     with parts.database.transaction(principal.tenant_id) as session:
-        return scans.get_artifact(session, scan_id, kind, name)
+        return artifacts.get_artifact(session, scan_id, kind, name)

@@ -12,7 +12,7 @@ from service import problems
 from service.api.deps import PartsDep, Reader, find_scan
 from service.api.ranges import conditional_download
 from service.api.schemas.scans import ResultFiles
-from service.db import scans
+from service.db import artifacts
 from service.db.models import Artifact
 from service.domain.results import result_path
 from service.problems import NoReport, NoSigningKey, NotSigned
@@ -38,7 +38,7 @@ def list_files(scan_id: str, parts: PartsDep, principal: Reader) -> dict[str, An
     if scan.report is None:
         raise NoReport(f"The scan is {scan.state}.")
     with parts.database.transaction(principal.tenant_id) as session:
-        found = scans.list_artifacts(session, scan_id)
+        found = artifacts.list_artifacts(session, scan_id)
     return {"files": [_file(artifact) for artifact in found]}
 
 
@@ -68,7 +68,7 @@ def download_signature(scan_id: str, request: Request, parts: PartsDep, principa
     """A bundle of OpenSSF Model Signing over report, evidence and cleaned model. Made once, at the end."""
     find_scan(parts, principal, scan_id)
     with parts.database.transaction(principal.tenant_id) as session:
-        artifact = scans.get_artifact(session, scan_id, "signature")
+        artifact = artifacts.get_artifact(session, scan_id, "signature")
     if artifact is None:
         raise NotSigned("It has not ended, or ended while no signing key was set.")
     return conditional_download(request, artifact, parts.blobs)

@@ -13,8 +13,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from service.db import events, webhooks
+from service.db.artifacts import list_artifacts
 from service.db.models import Artifact, Blob, Scan, TrustedReference, Upload
-from service.db.scans import list_artifacts
 from service.db.submissions import lock_blob
 from service.db.times import seconds
 from service.domain.states import TERMINAL, State

@@ -7,7 +7,7 @@ import threading
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from service.db import scans, webhooks
+from service.db import recovery, webhooks
 from service.db.session import Database
 from service.events.expiry import Expiry
 from service.settings import Settings
@@ -32,7 +32,7 @@ def reap_once(database: Database, settings: Settings) -> list[str]:
     """One round; returns the ids of the scans that were touched."""
     with database.transaction() as session:
         webhooks.prune(session, keep_days=settings.webhook_log_days)
-        return scans.reap(
+        return recovery.reap(
             session,
             max_attempts=settings.max_attempts,
             stale_queued_seconds=settings.stale_queued_seconds,

@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from service.connection import write_private
-from service.db import scans, submissions, tenants
+from service.db import artifacts, scans, submissions, tenants
 from service.db.events import after
 from service.db.models import Artifact, Scan, ScanEvent
 from service.db.session import Database
@@ -169,7 +169,7 @@ class Deployment:
     def artifacts(self, scan_id: str) -> Sequence[Artifact]:
         """What the scan published."""
         with self.database.transaction() as session:
-            return scans.list_artifacts(session, scan_id)
+            return artifacts.list_artifacts(session, scan_id)
 
     def scratch(self) -> list[str]:
         """Names of the attempts' folders that exist now."""

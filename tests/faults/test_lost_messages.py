@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.db import audit, scans
+from service.db import attempts, audit
 from service.db.scans import AlreadyFinishedError
 from service.events import relay
 from tests.faults.conftest import Deployment, job_process, until
@@ -106,7 +106,7 @@ def test_a_cancelled_scan_stays_so_when_its_worker_dies(deployment: Deployment) 
     deployment.start_worker()
     assert deployment.wait_for(scan_id, "cancelled").attempt == 1
     with deployment.database.transaction() as session:
-        assert scans.claim(session, scan_id, "test", 3) is None
+        assert attempts.claim(session, scan_id, "test", 3) is None
 
 
 @pytest.mark.fault_case(18, 33)

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from service.db import scans
+from service.db import attempts
 from service.db.session import Database
 from service.main import create_app
 from service.settings import Settings
@@ -47,12 +47,12 @@ def told(client: TestClient, database: Database) -> str:
     """A finished scan with a story."""
     scan_id = str(client.post("/scans", content=safetensors()).json()["id"])
     with database.transaction() as session:
-        assert scans.claim(session, scan_id, "w", 60)
+        assert attempts.claim(session, scan_id, "w", 60)
     for step in range(5):
         with database.transaction() as session:
-            scans.record_progress(session, scan_id, 1, "sketch", step / 5, f"step {step}")
+            attempts.record_progress(session, scan_id, 1, "sketch", step / 5, f"step {step}")
     with database.transaction() as session:
-        scans.publish(session, scan_id, 1, "fail", failing())
+        attempts.publish(session, scan_id, 1, "fail", failing())
     return scan_id
 
 

@@ -9,7 +9,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-from service.db import migrate, scans
+from service.db import attempts, migrate
 from service.db.session import Database
 
 FIRST = "0001"
@@ -58,7 +58,7 @@ def test_rows_of_the_first_version_survive_up_down_up(empty: Database) -> None:
             ]
         assert counts == [1, 1, 1, 1]
     with empty.transaction() as session:
-        claim = scans.claim(session, "scn_old", "test", 60)
+        claim = attempts.claim(session, "scn_old", "test", 60)
     assert claim is not None
     assert (claim.attempt, claim.options, claim.filename) == (1, {"seed": 7}, "m.safetensors")
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.db import audit
-from service.db.scans import ArtifactRecord
+from service.db.artifacts import ArtifactRecord
 from service.db.session import Database
 from service.publication import Publication, held, publication
 from service.settings import Settings

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from service.db import events, outbox, scans
+from service.db import artifacts, attempts, events, outbox, recovery, scans
+from service.db.artifacts import ArtifactRecord
+from service.db.attempts import Claim
 from service.db.models import Scan
-from service.db.scans import AlreadyFinishedError, ArtifactRecord, Claim
+from service.db.scans import AlreadyFinishedError
 from service.db.session import Database
 from service.domain.states import State
 
@@ -19,7 +21,7 @@ Submit = Callable[..., str]
 
 def claim(database: Database, scan_id: str, lease_seconds: int = 60) -> Claim | None:
     with database.transaction() as session:
-        return scans.claim(session, scan_id, "worker", lease_seconds)
+        return attempts.claim(session, scan_id, "worker", lease_seconds)
 
 
 def read(database: Database, tenant_id: str, scan_id: str) -> Scan:
@@ -31,7 +33,7 @@ def read(database: Database, tenant_id: str, scan_id: str) -> Scan:
 
 def reap(database: Database, *, max_attempts: int = 2, stale_queued_seconds: float = 300) -> list[str]:
     with database.transaction() as session:
-        return scans.reap(session, max_attempts=max_attempts, stale_queued_seconds=stale_queued_seconds)
+        return recovery.reap(session, max_attempts=max_attempts, stale_queued_seconds=stale_queued_seconds)
 
 
 def unsent(database: Database) -> list[str]:
@@ -67,12 +69,12 @@ def test_expired_lease_is_taken_over_and_fences_the_first_holder(
     assert second is not None
     assert second.attempt == 2
     with database.transaction() as session:
-        assert not scans.renew_lease(session, scan_id, 1, 60)
-        assert not scans.record_progress(session, scan_id, 1, "load", 0.5)
-        assert not scans.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
-        assert not scans.fail(session, scan_id, 1, {"code": "x", "detail": "y"})
-        assert not scans.finish_cancel(session, scan_id, 1)
-        assert not scans.release(session, scan_id, 1)
+        assert not attempts.renew_lease(session, scan_id, 1, 60)
+        assert not attempts.record_progress(session, scan_id, 1, "load", 0.5)
+        assert not attempts.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
+        assert not attempts.fail(session, scan_id, 1, {"code": "x", "detail": "y"})
+        assert not attempts.finish_cancel(session, scan_id, 1)
+        assert not attempts.release(session, scan_id, 1)
     assert read(database, tenant_id, scan_id).state == State.RUNNING
 
 
@@ -83,12 +85,12 @@ def test_publish_makes_result_and_artifacts_visible_once(
     claim(database, scan_id)
     picture = ArtifactRecord("evidence", "pair.png", "a" * 64, 10, "image/png")
     with database.transaction() as session:
-        assert scans.publish(session, scan_id, 1, "fail", {"verdict": "fail"}, [picture])
-        assert not scans.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
+        assert attempts.publish(session, scan_id, 1, "fail", {"verdict": "fail"}, [picture])
+        assert not attempts.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
     scan = read(database, tenant_id, scan_id)
     assert (scan.state, scan.verdict, scan.report) == (State.SUCCEEDED, "fail", {"verdict": "fail"})
     with database.transaction() as session:
-        assert [a.name for a in scans.list_artifacts(session, scan_id)] == ["pair.png"]
+        assert [a.name for a in artifacts.list_artifacts(session, scan_id)] == ["pair.png"]
 
 
 def test_lost_worker_is_requeued_then_failed(database: Database, tenant_id: str, submit: Submit) -> None:
@@ -111,8 +113,8 @@ def test_dead_child_is_recovered_before_the_lease_ends(
     scan_id = submit()
     claim(database, scan_id)
     with database.transaction() as session:
-        assert scans.lose(session, scan_id, 1, max_attempts=2)
-        assert not scans.lose(session, scan_id, 1, max_attempts=2)
+        assert recovery.lose(session, scan_id, 1, max_attempts=2)
+        assert not recovery.lose(session, scan_id, 1, max_attempts=2)
     scan = read(database, tenant_id, scan_id)
     assert (scan.state, scan.lost_attempts) == (State.QUEUED, 1)
 
@@ -123,7 +125,7 @@ def test_released_scan_costs_no_attempt(database: Database, tenant_id: str, subm
         won = claim(database, scan_id)
         assert won is not None
         with database.transaction() as session:
-            assert scans.release(session, scan_id, won.attempt)
+            assert attempts.release(session, scan_id, won.attempt)
     assert read(database, tenant_id, scan_id).lost_attempts == 0
 
 
@@ -152,11 +154,11 @@ def test_running_scan_is_asked_to_stop(database: Database, tenant_id: str, submi
     scan_id = submit()
     claim(database, scan_id)
     with database.transaction() as session:
-        assert not scans.cancel_requested(session, scan_id, 1)
+        assert not attempts.cancel_requested(session, scan_id, 1)
         scans.request_cancel(session, tenant_id, scan_id)
     with database.transaction() as session:
-        assert scans.cancel_requested(session, scan_id, 1)
-        assert scans.finish_cancel(session, scan_id, 1)
+        assert attempts.cancel_requested(session, scan_id, 1)
+        assert attempts.finish_cancel(session, scan_id, 1)
         scans.request_cancel(session, tenant_id, scan_id)
     assert read(database, tenant_id, scan_id).state == State.CANCELLED
 
@@ -174,7 +176,7 @@ def test_finished_scan_cannot_be_cancelled(database: Database, tenant_id: str, s
     scan_id = submit()
     claim(database, scan_id)
     with database.transaction() as session:
-        scans.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
+        attempts.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
     with database.transaction() as session, pytest.raises(AlreadyFinishedError):
         scans.request_cancel(session, tenant_id, scan_id)
 
@@ -183,8 +185,8 @@ def test_events_tell_the_whole_story_in_order(database: Database, tenant_id: str
     scan_id = submit()
     claim(database, scan_id)
     with database.transaction() as session:
-        scans.record_progress(session, scan_id, 1, "load", 0.5, "half")
-        scans.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
+        attempts.record_progress(session, scan_id, 1, "load", 0.5, "half")
+        attempts.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
     with database.transaction() as session:
         story = events.after(session, scan_id, 0)
         rest = events.after(session, scan_id, story[1].seq)

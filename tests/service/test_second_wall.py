@@ -9,10 +9,22 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 from starlette.testclient import TestClient
 
-from service.db import audit, events, policies, references, retention, scans, tenants, uploads, webhooks
+from service.db import (
+    artifacts,
+    attempts,
+    audit,
+    events,
+    policies,
+    references,
+    retention,
+    scans,
+    tenants,
+    uploads,
+    webhooks,
+)
+from service.db.artifacts import ArtifactRecord
 from service.db.models import Artifact, Base, Outbox, Scan, Tenant
 from service.db.quotas import Quota
-from service.db.scans import ArtifactRecord
 from service.db.session import Database, TenantDatabase
 from service.db.submissions import get_blob, register_blob
 from service.db.tenants import Principal
@@ -40,10 +52,10 @@ def filled(database: Database, tenant_id: str, submit: Callable[..., str]) -> st
     with database.transaction() as session:
         tenants.create_key(session, tenant_id, name="test")
         register_blob(session, tenant_id, SHA256, size=4, kind="safetensors", static={})
-        claim = scans.claim(session, scan_id, "test", 60)
+        claim = attempts.claim(session, scan_id, "test", 60)
         assert claim is not None
         record = ArtifactRecord("evidence", "a.png", SHA256, 1, "image/png")
-        scans.publish(session, scan_id, claim.attempt, "fail", failing(), [record])
+        attempts.publish(session, scan_id, claim.attempt, "fail", failing(), [record])
         audit.append(session, actor, "test", "subject")
         policies.put_policy(session, tenant_id, "gate", {})
         references.register(session, tenant_id, "base", SHA256, "safetensors", [tensor])
@@ -101,10 +113,10 @@ def test_functions_that_forget_the_tenant_find_nothing(
     """Some take a scan's id alone, because their callers have looked for the scan before."""
     with walled.transaction(filled) as session:
         scan_id = session.scalars(select(Scan.id)).one()
-        assert len(scans.list_artifacts(session, scan_id)) == 1
+        assert len(artifacts.list_artifacts(session, scan_id)) == 1
         assert events.after(session, scan_id, 0)
     with walled.transaction(stranger_id) as session:
-        assert scans.list_artifacts(session, scan_id) == []
+        assert artifacts.list_artifacts(session, scan_id) == []
         assert events.after(session, scan_id, 0) == []
         assert scans.get_scan(session, filled, scan_id) is None
         assert get_blob(session, filled, SHA256) is None

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from service.db import audit, scans
+from service.db import attempts, audit
 from service.db.session import Database
 from service.events.sweeper import Sweeper
 from service.events.sweeper import run as run_sweeper
@@ -187,7 +187,7 @@ def test_what_dead_processes_left_goes_after_a_day(
 ) -> None:
     scan_id = client.post("/scans", content=safetensors(fill=5)).json()["id"]
     with database.transaction() as session:
-        claim = scans.claim(session, scan_id, "worker", 60)
+        claim = attempts.claim(session, scan_id, "worker", 60)
     assert claim is not None
     jobs = settings.scratch_dir / "jobs"
     for name in (f"{scan_id}-1", f"{scan_id}-0", "scn_gone-1", "scn_new-1"):

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from standardwebhooks import WebhookVerificationError
 from starlette.testclient import TestClient
 
-from service.db import scans, tenants, webhooks
+from service.db import attempts, tenants, webhooks
 from service.db.models import Webhook, WebhookDelivery
 from service.db.session import Database
 from service.domain.webhooks import MAX_TRIES, retry_seconds
@@ -135,9 +135,9 @@ def test_each_ending_is_told_to_those_who_listen_to_it(
     finish(done, failing())
     failed = str(client.post("/scans?force=true", content=safetensors()).json()["id"])
     with database.transaction() as session:
-        claim = scans.claim(session, failed, "test", 60)
+        claim = attempts.claim(session, failed, "test", 60)
         assert claim is not None
-        scans.fail(session, failed, claim.attempt, {"code": "timeout", "detail": "It took too long."})
+        attempts.fail(session, failed, claim.attempt, {"code": "timeout", "detail": "It took too long."})
     told = {event: [one["scan_id"] for one in deliveries(client, hook)] for event, hook in hooks.items()}
     assert told == {
         "scan.completed": [done],
@@ -161,9 +161,9 @@ def test_message_is_written_with_the_end_of_the_scan_or_not_at_all(
 
     def end_and_roll_back() -> None:
         with database.transaction() as session:
-            claim = scans.claim(session, scan_id, "test", 60)
+            claim = attempts.claim(session, scan_id, "test", 60)
             assert claim is not None
-            assert scans.publish(session, scan_id, claim.attempt, "fail", failing())
+            assert attempts.publish(session, scan_id, claim.attempt, "fail", failing())
             assert session.scalar(select(func.count()).select_from(WebhookDelivery)) == 1
             raise KeyboardInterrupt
 
@@ -179,9 +179,9 @@ def test_webhook_removed_while_a_scan_ends_does_not_fail_the_scan(
     scan_id = queue(client)
     removed = threading.Thread(target=client.delete, args=(f"/webhooks/{hook['id']}",))
     with database.transaction() as session:
-        claim = scans.claim(session, scan_id, "test", 60)
+        claim = attempts.claim(session, scan_id, "test", 60)
         assert claim is not None
-        scans.publish(session, scan_id, claim.attempt, "fail", failing())
+        attempts.publish(session, scan_id, claim.attempt, "fail", failing())
         removed.start()  # waits for the message to commit, then takes it along
     removed.join(10)
     assert client.get(f"/scans/{scan_id}").json()["state"] == "succeeded"

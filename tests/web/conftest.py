@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from service.db import scans, submissions, tenants
+from service.db import attempts, submissions, tenants
 from service.db.session import Database
 from service.db.submissions import Submission
 from tests.golden.reports import hostile
@@ -63,9 +63,9 @@ def submit(database: Database) -> Callable[..., str]:
         with database.transaction() as session:
             scan, _ = submissions.create_scan(session, submission)
             if finished:
-                claim = scans.claim(session, scan.id, "worker", 90)
+                claim = attempts.claim(session, scan.id, "worker", 90)
                 assert claim is not None
-                scans.publish(session, scan.id, claim.attempt, "fail", report)
+                attempts.publish(session, scan.id, claim.attempt, "fail", report)
             return scan.id
 
     return submit

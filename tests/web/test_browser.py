@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from starlette.testclient import TestClient
 
-from service.db import scans, webhooks
+from service.db import attempts, webhooks
 from service.db.session import Database
 from service.db.webhooks import Outcome
 from service.domain.webhooks import EVENTS
@@ -81,11 +81,11 @@ def world(
     }
     with database.transaction() as session:
         for name in ("failed", "live"):
-            claim = scans.claim(session, found[name], "test", 600)
+            claim = attempts.claim(session, found[name], "test", 600)
             assert claim is not None
-            scans.record_progress(session, found[name], claim.attempt, "sketch", 0.4, "counting")
+            attempts.record_progress(session, found[name], claim.attempt, "sketch", 0.4, "counting")
         error = {"code": "engine-error", "detail": "The engine broke."}
-        scans.fail(session, found["failed"], 1, error)
+        attempts.fail(session, found["failed"], 1, error)
     for bars in ({"fail_on": "high"}, {"minimum_budget": "standard", "minimum_removal": 0.95}):
         assert client.put("/policies/strict", json=bars).status_code == 201
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.db.scans import Claim
+from service.db.attempts import Claim
 from service.domain.report_example import EXAMPLE
 from service.settings import Settings
 from service.storage.blobs import BlobStore, open_blobs
