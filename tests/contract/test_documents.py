@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from service.cli import Exit, app
+from service.cli import app
+from service.gate import Exit
 from service.main import create_app
 from service.settings import Settings
 

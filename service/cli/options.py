@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from service.gate import Bar
+
 
 class Budget(StrEnum):
     """How much work a scan may be."""
@@ -62,3 +64,11 @@ FailOn = Annotated[
     Severity | None,
     typer.Option(help="Fail only on findings of this severity or above, whatever the policy's own bar is."),
 ]
+
+
+def bar_of(policy: str | None, fail_on: Severity | None) -> Bar:
+    """What --policy and --fail-on ask for. Raises typer.BadParameter."""
+    try:
+        return Bar.parse(policy, fail_on and fail_on.value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--policy") from error

@@ -1,4 +1,4 @@
-"""`sauscan audit`: find out whether somebody changed the audit log.
+"""`sauscan audit`: save the audit log, and find out whether somebody changed it.
 
 A log that was cut short at its end is a whole chain. Keep the last hash that `verify` prints somewhere else,
 and give it to the next `verify` as `--head`.
@@ -6,11 +6,14 @@ and give it to the next `verify` as `--head`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from service.cli.connecting import client_of
+from service.cli.options import ApiKey, Data, Url
 from service.connection import DEFAULT_FOLDER
 from service.terminal import console, notes, visible
 
@@ -53,6 +56,20 @@ def verify(
     for name, found in chains.items():
         console.print(f"{visible(name)}: {_in_words(found)}", markup=False, soft_wrap=True)
     raise typer.Exit(INTACT if all(found.broken_at is None for found in chains.values()) else BROKEN)
+
+
+@commands.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="One JSON object a line, oldest first.", dir_okay=False)],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = DEFAULT_FOLDER,
+) -> None:
+    """Save the tenant's audit log; needs a key with the scope admin."""
+    with client_of(url, api_key, data) as client:
+        entries = client.audit_log()
+    file.write_text("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries))
+    console.print(f"saved {len(entries)} entries in {file}")
 
 
 def _in_words(found: Verification) -> str:
