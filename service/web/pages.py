@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import Parts, PartsDep, Reader
 from service.api.schemas.scans import decode_cursor, encode_cursor
-from service.db import scans, tenants
+from service.db import references, scans, tenants
 from service.domain.states import State
 from service.reports.html import palette
 from service.web import key_pages, policy_pages, scan_pages, webhook_pages
@@ -68,6 +68,7 @@ def home(
     wanted = _wanted(result) | {"filename": q.strip().replace("\0", "")}
     with parts.database.transaction(visitor.tenant_id) as session:
         found = scans.list_scans(session, visitor.tenant_id, after=position, limit=PAGE_SIZE + 1, **wanted)
+        bases = references.list_references(session, visitor.tenant_id)
     shown = found[:PAGE_SIZE]
     following = encode_cursor(shown[-1]) if len(found) > PAGE_SIZE else None
     query = {name: value for name, value in (("q", q), ("result", result)) if value}
@@ -79,6 +80,7 @@ def home(
         first=after is None and not query,
         query=query,
         results=RESULTS,
+        bases=bases,
     )
 
 

@@ -140,6 +140,30 @@ def test_an_upload_by_mouse_ends_on_its_scan(visit: Open, tmp_path: Path) -> Non
     assert visitor.complaints == []
 
 
+def test_a_trusted_base_is_chosen_by_keyboard(visit: Open, client: TestClient, tmp_path: Path) -> None:
+    visitor = visit("phone")
+    visitor.sign_in()
+    expect(visitor.page.get_by_label("Trusted base")).to_have_count(0)
+    for fill, name in enumerate(("sd-1.5", "a-rather-long-name-" * 10), start=1):
+        answer = client.post("/references", params={"name": name}, content=safetensors(fill=fill))
+        assert answer.status_code == 201, answer.text
+    for number, (typed, named) in enumerate((("", None), ("sd", "sd-1.5"))):
+        page = visitor.goto("/")
+        assert visitor.faults() == []
+        choice = page.get_by_label("Trusted base")
+        page.get_by_label("Seed").focus()
+        page.keyboard.press("Tab")
+        expect(choice).to_be_focused()
+        page.keyboard.type(typed)
+        file = tmp_path / f"{number}.safetensors"
+        file.write_bytes(safetensors(fill=10 + number))
+        page.locator("#file").set_input_files(file)
+        page.wait_for_url(re.compile("/ui/scans/scn_"))
+        scan = client.get(page.url.replace(visitor.live.url, "").removeprefix("/ui")).json()
+        names = {base["id"]: base["name"] for base in client.get("/references").json()["references"]}
+        assert names.get(scan["options"]["reference"]) == named
+
+
 def test_a_live_scan_moves_and_ends_without_a_reload_by_hand(
     visit: Open, submit: Make, finish: Finish, database: Database
 ) -> None:

@@ -19,6 +19,7 @@ function options() {
     seed: Number(byId("seed").value || "0"),
     cleanse: byId("cleanse").checked,
     prompts: prompts.length ? prompts : null,
+    reference: byId("reference")?.value || null, // there only where a base is registered
   };
 }
 
