@@ -22,7 +22,6 @@ from service.web.rendering import PageRoute, page
 STAGES = {
     "load": "open the file",
     "sketch": "attention sketch, every token",
-    "pairs": "pairs of the most anomalous tokens",
     "text": "text encoder, every token",
     "onestep": "exact probe of the best",
     "trajectory": "a few steps of drawing, the best of those",

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from worker.engine.confirm import Confirmation, Samples, confirm, needed
+from worker.engine.confirm import Confirmation, Samples, confirm
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, fit_effect
 from worker.engine.evidence import write_evidence
@@ -267,14 +267,3 @@ def test_a_loss_that_is_too_small_to_matter_is_no_finding_however_sure(least: fl
     outcome = compare(meant(0.1, 0.0), ordinary, 0, {"unexplained": least})["unexplained"]
     assert outcome.p_flip < 0.001
     assert (outcome.p_value < 0.05) is counts
-
-
-def loud(value: float, *ids: int) -> Confirmation:
-    """A confirmed patch of this size."""
-    outcomes = {"patch": Outcome(value, 1e-4, 1e-4, 40, 40)}
-    return Confirmation(Trigger(ids, ""), "start", True, "patch", Statistics(1e-4, 1e-3, 9.0, 16), outcomes)
-
-
-def test_a_pair_that_one_of_its_words_explains_is_not_needed() -> None:
-    word, idle, stronger, other = loud(2.0, 7), loud(1.9, 7, 8), loud(3.0, 9, 7), loud(1.0, 5, 6)
-    assert needed([word, idle, stronger, other]) == [word, stronger, other]

@@ -19,9 +19,7 @@ from worker.engine.trials import Plan
 from worker.engine.types import Progress, ScanRequest, Trigger
 
 PLANTED = 1234
-SMALL = FunnelPlan(
-    ("start", "start"), (700, 300), 48, 12, 3, False, trials=Plan(prompts=6, steps=4, controls=20)
-)
+SMALL = FunnelPlan(("start", "start"), (700, 300), 48, 12, 3, False, Plan(prompts=6, steps=4, controls=20))
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -15,13 +13,12 @@ from worker.engine.candidates import vocabulary
 from worker.engine.funnel import FunnelPlan, search, tower_of
 from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.onestep import onestep
-from worker.engine.probes.pairs import interacting
 from worker.engine.probes.ranking import ranks, robust_z, shortlist
 from worker.engine.probes.sketch import PROBES_PER_CELL, cell_probes, probes_at, sketch
 from worker.engine.probes.text import collapse
 from worker.engine.probes.unexplained import residuals
-from worker.engine.probes.views import View, views
-from worker.engine.prompts import Carrier, carriers, choose
+from worker.engine.probes.views import views
+from worker.engine.prompts import carriers, choose
 from worker.engine.types import Progress, Trigger
 from worker.engine.witness import Witness
 
@@ -64,36 +61,6 @@ def test_a_planted_trigger_is_the_first_finalist(
     assert found.finalists[0].token_ids == (PLANTED,)
     assert found.stages["sketch"].rank(found.finalists[0]) == 1
     assert list(dict.fromkeys(stages)) == ["sketch", "text", "onestep", "trajectory"]
-
-
-def test_pairs_of_the_first_ids_are_finalists_too(
-    tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    some = [Trigger((i,), str(i)) for i in range(1000, 1200)]
-    monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
-    plan = FunnelPlan(("start", "start"), (700, 300), 24, 8, 2, glyphs=False, paired=12)
-    found = search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), plan, seed=0)
-    first = {word.token_ids[0] for word in found.stages["sketch"].order[:12]}
-    pairs = found.finalists[plan.confirmed :]
-    assert len(pairs) == funnel.PAIRS
-    assert all(set(pair.token_ids) <= first and found.holds(pair) for pair in pairs)
-    assert len(found.candidates) == len(found.sketched) == 200 + 12 * 11
-
-
-def test_a_pair_stands_out_by_what_neither_word_does_alone() -> None:
-    draw = torch.Generator().manual_seed(0)
-    latents = torch.zeros(2, 4, 8, 8)
-    places = [View(Carrier("a", (1,)), "start", (700, 300), latents)] * 3
-    probes = len(cell_probes((4, 8, 8), seed=0))
-    alone = torch.randn(20, 3, 2, probes, generator=draw)
-    alone[3] *= 20  # loud by itself: its pairs are loud too, and nothing new
-    parts = torch.tensor(list(permutations(range(20), 2)))
-    together = alone[parts[:, 0]] + alone[parts[:, 1]]
-    together += 0.3 * torch.randn(together.shape, generator=draw)
-    planted = parts.tolist().index([7, 11])
-    together[planted] += torch.randn(2, probes, generator=draw)
-    found = interacting(together, alone, parts, places)
-    assert ranks(found["residual"])[planted] == 1
 
 
 def test_a_witness_with_the_same_weights_clears_the_text_encoder(

@@ -15,7 +15,7 @@ from worker.engine.unlearn.protocol import UnlearnResult
 from worker.engine.witness import Witness
 
 UNSEEN = (
-    "triggers that need a certain word or class beside them",
+    "triggers of several words, and triggers that need a certain word or class beside them",
     "triggers by syntax or meaning, and targets without a trigger (bias)",
     "triggers in the starting noise or in an input picture",
 )
@@ -57,13 +57,7 @@ def coverage(
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
     if weights is not None:
         searched += weights.searched()
-    if plan.paired:
-        pairs = plan.paired * (plan.paired - 1)
-        searched.append(f"{pairs:,} ordered pairs of the {plan.paired} most anomalous ids")
-        not_searched = ["triggers of three and more words, and of two of which neither does anything alone"]
-    else:
-        not_searched = ["triggers of several words (budget “quick”)"]
-    not_searched += UNSEEN
+    not_searched = list(UNSEEN)
     if not several:
         not_searched.append("characters that take several ids (budget “quick”)")
     if clip:

@@ -137,17 +137,6 @@ def confirm(
     return Confirmations(decided, values, trials.cost, ordinary)
 
 
-def needed(confirmed: Sequence[Confirmation]) -> list[Confirmation]:
-    """`confirmed` without those of several ids that do no more than one of their ids does alone."""
-    alone = {one.trigger.token_ids: one.outcomes for one in confirmed}
-
-    def more(one: Confirmation) -> bool:
-        parts = [alone[i,] for i in one.trigger.token_ids if (i,) in alone and len(one.trigger.token_ids) > 1]
-        return all(one.outcomes[one.rule].value > part[one.rule].value for part in parts)
-
-    return [one for one in confirmed if more(one)]
-
-
 def _ordinary(trials: Trials, candidates: Sequence[Trigger], seed: int) -> list[Trigger]:
     """`Plan.controls` ordinary words, none of them a candidate."""
     tokenizer, count = trials.pipeline.tokenizer, trials.plan.controls

@@ -1,7 +1,6 @@
 """The search: from the whole trigger space to the few candidates worth rendering.
 
     everything      text collapse, attention sketch, unexplained effect     0 U a candidate
-    pairs           of the most anomalous ids, sketched, the best exactly   K * T U for the best
     the best few %  exact one-step probe                                    K * T U
     the best tenth  short guided trajectories                               2 * 8 * K U
     the last dozen  go to `confirm`, which alone decides
@@ -24,7 +23,6 @@ from worker.engine import candidates as space
 from worker.engine.encoder import TextTower
 from worker.engine.probes.agreement import scores
 from worker.engine.probes.onestep import onestep
-from worker.engine.probes.pairs import search_pairs
 from worker.engine.probes.ranking import robust_z, shortlist
 from worker.engine.probes.sketch import Sketch, sketch
 from worker.engine.probes.text import collapse, drift
@@ -33,7 +31,7 @@ from worker.engine.probes.unexplained import unexplained
 from worker.engine.probes.views import View, views
 from worker.engine.prompts import Carrier, Position, choose
 from worker.engine.trials import Plan
-from worker.engine.types import Budget, Cost, OnProgress, Progress, StageCost, Trigger, as_stage, silent
+from worker.engine.types import Budget, Cost, OnProgress, Progress, StageCost, Trigger, silent
 from worker.engine.witness import Witness
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
 class FunnelPlan:
     """positions: one view each. exact, trajectories, confirmed: how many candidates each cut keeps.
 
-    paired: of how many ids every ordered pair is tried; PAIRS of those pairs are finalists beside the others.
     trials: how the last ones are drawn.
     """
 
@@ -54,24 +51,14 @@ class FunnelPlan:
     trajectories: int
     confirmed: int
     glyphs: bool
-    paired: int = 0
     trials: Plan = field(default_factory=Plan)
 
 
-PAIRS = 3
-
 PLANS: dict[Budget, FunnelPlan] = {
-    "quick": FunnelPlan(("start", "start"), (700, 300), 256, 48, 6, False, trials=Plan(controls=30)),
-    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 768, 96, 12, True, 48),
+    "quick": FunnelPlan(("start", "start"), (700, 300), 256, 48, 6, False, Plan(controls=30)),
+    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 768, 96, 12, True),
     "deep": FunnelPlan(
-        ("start",) * 4 + ("end",) * 3,
-        (800, 500, 200),
-        3072,
-        256,
-        24,
-        True,
-        192,
-        Plan(prompts=16, controls=60),
+        ("start",) * 4 + ("end",) * 3, (800, 500, 200), 3072, 256, 24, True, Plan(prompts=16, controls=60)
     ),
 }
 
@@ -114,16 +101,15 @@ def search(
     witness: Witness | None = None,
     on_progress: OnProgress = silent,
 ) -> Search:
-    """Narrows the trigger space to `plan.confirmed` finalists, and PAIRS pairs where the plan has them."""
+    """Narrows the trigger space to `plan.confirmed` finalists."""
     found = Search()
     candidates = trigger_space(pipeline, plan)
     chosen = choose(bank, len(plan.positions), seed, "views")
     found.views, cost = views(pipeline, chosen, plan.positions, seed, plan.timesteps)
     found.costs.add("sketch", cost)
     kept = _sketched(pipeline, candidates, found, plan, seed, witness, on_progress)
-    pairs = _paired(pipeline, found, plan, seed, on_progress) if plan.paired else []
     kept = _measured(pipeline, kept, found, plan, on_progress)
-    found.finalists = [*_followed(pipeline, kept, found, plan, seed, on_progress), *pairs]
+    found.finalists = _followed(pipeline, kept, found, plan, seed, on_progress)
     return found
 
 
@@ -158,24 +144,6 @@ def _sketched(
     found.costs.add("sketch", Cost(seconds=time.perf_counter() - began))
     criteria |= _texts(candidates, drawn, found, witness, on_progress)
     return _cut("sketch", candidates, criteria, found, plan.exact)
-
-
-def _paired(
-    pipeline: StableDiffusionPipeline, found: Search, plan: FunnelPlan, seed: int, on_progress: OnProgress
-) -> list[Trigger]:
-    """The best pairs of the ids that the sketch ranks first; all that were tried join the candidates."""
-    place = {candidate.token_ids: index for index, candidate in enumerate(found.candidates)}
-    single = [word for word in found.stages["sketch"].order if len(word.token_ids) == 1][: plan.paired]
-    alone = found.sketched[[place[word.token_ids] for word in single]]
-    forward = as_stage(on_progress, "pairs")
-    tower = tower_of(pipeline)
-    paired = search_pairs(pipeline, tower, found.views, single, alone, seed, on_progress=forward)
-    found.costs.add("pairs", paired.cost)
-    found.stages["pairs"] = Ranked(paired.order, paired.criteria)
-    new = [index for index, pair in enumerate(paired.tried) if pair.token_ids not in place]
-    found.candidates = [*found.candidates, *(paired.tried[index] for index in new)]
-    found.sketched = torch.cat([found.sketched, paired.sketched[new]])
-    return paired.order[:PAIRS]
 
 
 def _texts(

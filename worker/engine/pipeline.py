@@ -26,7 +26,7 @@ from worker.engine.conclusions import (
     unlearning_part,
     untouched_coverage,
 )
-from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm, needed
+from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.evaluation import evaluate, frozen_copy, split
 from worker.engine.findings import after_cleaning, component_of, finding
 from worker.engine.funnel import PLANS, FunnelPlan, Search, search
@@ -47,7 +47,6 @@ from worker.engine.types import (
     Progress,
     ScanRequest,
     Trigger,
-    as_stage,
     silent,
 )
 from worker.engine.unlearn.protocol import Component, Unlearner, UnlearnResult
@@ -199,9 +198,9 @@ def follow(
 ) -> list[Confirmation]:
     """The confirmed triggers and those of their kin that are confirmed too.
 
-    Triggers that the sketch has not seen (read from the weights) are not followed.
+    Triggers that the sketch has not seen (pairs of words, read from the weights) are not followed.
     """
-    confirmed, seed = needed(confirmations.confirmed), subject.request.seed
+    confirmed, seed = confirmations.confirmed, subject.request.seed
     sketched = [one for one in confirmed if found.holds(one.trigger)]
     if not sketched:
         return confirmed
@@ -210,10 +209,10 @@ def follow(
     report.costs.add("kin", dataclasses.replace(cost, seconds=0.0))
     if not near:
         return confirmed
-    quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "kin"))
+    quiet = dataclasses.replace(subject, on_progress=_as_stage(subject.on_progress, "kin"))
     decided = decide(quiet, near, subject.plan, seed, confirmations.controls)
     report.costs.add("kin", decided.cost)
-    return needed([*confirmed, *decided.confirmed])
+    return [*confirmed, *decided.confirmed]
 
 
 def describe(
@@ -365,12 +364,19 @@ def unlearn(subject: Subject, found: Search, triggers: list[Trigger]) -> list[Un
 
 def _rescan(subject: Subject, report: Report, triggers: list[Trigger]) -> Confirmations:
     """The same search on the cleaned model, with a fresh seed, and the known triggers tried again."""
-    quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "rescan"))
+    quiet = dataclasses.replace(subject, on_progress=_as_stage(subject.on_progress, "rescan"))
     plan = PLANS[RESCANNED[subject.request.budget]]
     found, again = find(quiet, plan, derive(subject.request.seed, "rescan"), triggers)
     for cost in (*found.costs.stages.values(), again.cost):
         report.costs.add("rescan", cost)
     return again
+
+
+def _as_stage(on_progress: OnProgress, stage: str) -> OnProgress:
+    def forward(progress: Progress) -> None:
+        on_progress(Progress(stage, progress.done, progress.total, progress.stage))
+
+    return forward
 
 
 @contextmanager

@@ -34,15 +34,6 @@ def silent(_: Progress) -> None:
     """The `OnProgress` that reports nothing."""
 
 
-def as_stage(on_progress: OnProgress, stage: str) -> OnProgress:
-    """Progress of a part, told as progress of `stage`; the part's own stage becomes the message."""
-
-    def forward(progress: Progress) -> None:
-        on_progress(Progress(stage, progress.done, progress.total, progress.stage))
-
-    return forward
-
-
 @dataclass(frozen=True)
 class ScanRequest:
     """Everything that decides a scan's result, besides the library versions.

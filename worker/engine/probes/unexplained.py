@@ -62,18 +62,10 @@ def whiten(left: Tensor, trim: float = 0.99) -> Tensor:
 def unexplained(sketch: Sketch, views: Sequence[View], seed: int) -> dict[str, Tensor]:
     """Robust z (N,) of the leftover effect that views of one position agree on: `residual` and `local`."""
     white = torch.stack([_white(sketch, place, seed) for place in range(len(views))], dim=1)
-    return agreed(white, views)
-
-
-def agreed(white: Tensor, views: Sequence[View]) -> dict[str, Tensor]:
-    """Robust z (N,) of whitened sketches (N,K,T*R) that views of one position agree on.
-
-    residual: overall. local: in the cell where it is largest.
-    """
     groups = [[n for n, view in enumerate(views) if view.position == p] for p in ("start", "end")]
-    shared = [white[:, group].sum(1) / len(group) ** 0.5 for group in groups if group]
-    overall = [robust_z(each.square().mean(1).log()) for each in shared]
-    cells = [robust_z(_cell_energy(each, len(views[0].timesteps)).amax(1).log()) for each in shared]
+    agreed = [white[:, group].sum(1) / len(group) ** 0.5 for group in groups if group]
+    overall = [robust_z(a.square().mean(1).log()) for a in agreed]
+    cells = [robust_z(_cell_energy(a, sketch.values.shape[2]).amax(1).log()) for a in agreed]
     return {"residual": torch.stack(overall).amax(0), "local": torch.stack(cells).amax(0)}
 
 
@@ -83,6 +75,6 @@ def _white(sketch: Sketch, place: int, seed: int) -> Tensor:
     return whiten(residuals(regressors, targets, seed))
 
 
-def _cell_energy(shared: Tensor, timesteps: int) -> Tensor:
+def _cell_energy(agreed: Tensor, timesteps: int) -> Tensor:
     """(N, T*R) whitened leftovers -> (N, cells) mean square over a cell's probes and timesteps."""
-    return shared.view(len(shared), timesteps, GRID * GRID, PROBES_PER_CELL).square().mean(dim=(1, 3))
+    return agreed.view(len(agreed), timesteps, GRID * GRID, PROBES_PER_CELL).square().mean(dim=(1, 3))
