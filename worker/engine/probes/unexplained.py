@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.ranking import robust_z
 from worker.engine.probes.sketch import GRID, PROBES_PER_CELL, Sketch
 from worker.engine.probes.views import View
@@ -60,13 +61,18 @@ def whiten(left: Tensor, trim: float = 0.99) -> Tensor:
 
 
 def unexplained(sketch: Sketch, views: Sequence[View], seed: int) -> dict[str, Tensor]:
-    """Robust z (N,) of the leftover effect that views of one position agree on: `residual` and `local`."""
+    """Robust z (N,) of the leftover effect that views of one position agree on.
+
+    residual: overall, at the position where it is larger. local start, local end: in the cell and at the
+    timestep where it stands out most from other ids', as the unbiased energy that the views share; of
+    each position by itself, since the one with fewer views is the noisier.
+    """
     white = torch.stack([_white(sketch, place, seed) for place in range(len(views))], dim=1)
-    groups = [[n for n, view in enumerate(views) if view.position == p] for p in ("start", "end")]
-    agreed = [white[:, group].sum(1) / len(group) ** 0.5 for group in groups if group]
-    overall = [robust_z(a.square().mean(1).log()) for a in agreed]
-    cells = [robust_z(_cell_energy(a, sketch.values.shape[2]).amax(1).log()) for a in agreed]
-    return {"residual": torch.stack(overall).amax(0), "local": torch.stack(cells).amax(0)}
+    groups = {p: [n for n, view in enumerate(views) if view.position == p] for p in ("start", "end")}
+    held = {p: white[:, group] for p, group in groups.items() if group}
+    overall = [robust_z((w.sum(1) / w.shape[1] ** 0.5).square().mean(1).log()) for w in held.values()]
+    local = {f"local {p}": _worst_cell(w, sketch.values.shape[2]) for p, w in held.items()}
+    return {"residual": torch.stack(overall).amax(0), **local}
 
 
 def _white(sketch: Sketch, place: int, seed: int) -> Tensor:
@@ -75,6 +81,8 @@ def _white(sketch: Sketch, place: int, seed: int) -> Tensor:
     return whiten(residuals(regressors, targets, seed))
 
 
-def _cell_energy(agreed: Tensor, timesteps: int) -> Tensor:
-    """(N, T*R) whitened leftovers -> (N, cells) mean square over a cell's probes and timesteps."""
-    return agreed.view(len(agreed), timesteps, GRID * GRID, PROBES_PER_CELL).square().mean(dim=(1, 3))
+def _worst_cell(white: Tensor, timesteps: int) -> Tensor:
+    """(N,K,T*R) whitened leftovers of K views -> (N,) largest robust z over timesteps and cells."""
+    cells = white.view(*white.shape[:2], timesteps, GRID * GRID, PROBES_PER_CELL)
+    energy = shared_energy(cells).sum(-1).flatten(1)
+    return torch.stack([robust_z(cell) for cell in energy.T], dim=1).amax(1)
