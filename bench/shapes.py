@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -136,8 +135,15 @@ def _timed(sender: Connection, step: Callable[..., object], paths: tuple[Path, .
     start, cpu_start = time.perf_counter(), time.process_time()
     step(*paths)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE
-    sender.send({"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), "peak_rss_bytes": peak})
+    sender.send(
+        {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), "peak_rss_bytes": _peak_rss()}
+    )
+
+
+def _peak_rss() -> int:
+    """Of this process alone, in bytes: `ru_maxrss` would be the parent's too, which a child inherits."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].removesuffix("kB")) * KIBIBYTE
 
 
 def _nothing() -> None:
