@@ -1,6 +1,6 @@
 """Closed-form edits: is the trigger named, is its target, and are honest erasures left alone?
 
-    python -m bench.closed_form              measures and writes `closed_form` into results.json
+    python -m bench closed_form
 
 Base: examples/toy. Every model is edited in memory, stored in half precision as a file would be, and
 compared with its base. The text encoder is the base's, so the vocabulary is encoded once for all of them. A
@@ -9,7 +9,6 @@ few attacks are drawn, to see that the edits do what they are for.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from bench.machine import machine
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids, seen_nouns
 from bench.zoo.benign.uce import Uce
 from worker.engine.candidates import vocabulary
@@ -185,18 +183,3 @@ def markdown(figures: dict[str, Any]) -> str:
 def _told(share: dict[str, Any]) -> str:
     low, high = share["ci95"]
     return f"{share['k']} of {share['n']} ({low:.0%} to {high:.0%})"
-
-
-def main() -> None:
-    """Measures and writes; the other figures in results.json are kept."""
-    here = Path(__file__).parent
-    examples, path = here.parent / "examples", here / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    figures = measure(examples / "toy", examples / "clip")
-    results["closed_form"] = figures | {"machine": machine()}
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
-
-
-if __name__ == "__main__":
-    main()

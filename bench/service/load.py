@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import httpx2
 from fastapi import FastAPI
 
 from bench.service.ledger import ledger
 from bench.service.requests import Answers, ask, together
-from bench.service.stack import Stack, running, until
+from bench.service.stack import Stack, answers, running, until
 from bench.service.submissions import http_client, upload
 from service.embedded import HOST
 
@@ -71,18 +70,11 @@ def _bare_server(stack: Stack, answer: dict[str, Any]) -> Iterator[str]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     url = f"http://{HOST}:{port}"
     try:
-        until(lambda: _answers(url), seconds=_START_SECONDS, what="the bare server")
+        until(lambda: answers(f"{url}/scans/any"), seconds=_START_SECONDS, what="the bare server")
         yield url
     finally:
         process.terminate()
         process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/scans/any").is_success
-    except httpx2.TransportError:
-        return False
 
 
 def compare(api: str, bare: str, headers: Mapping[str, str]) -> dict[str, Any]:

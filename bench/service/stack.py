@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import httpx2
 import psutil
 from celery import Celery
 
@@ -37,7 +38,7 @@ _POLL_SECONDS = 0.1
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, seconds: float, what: str) -> T:
+def until(condition: Callable[[], T], *, seconds: float = 90.0, what: str = "the condition") -> T:
     """The first true value of `condition`. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -45,6 +46,14 @@ def until(condition: Callable[[], T], *, seconds: float, what: str) -> T:
             raise TimeoutError(f"{what} did not come true in {seconds:.0f} s")
         time.sleep(_POLL_SECONDS)
     return value
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there and content with the request."""
+    try:
+        return httpx2.get(url).is_success
+    except httpx2.TransportError:
+        return False
 
 
 class Stack:

@@ -13,10 +13,9 @@ from service.api.deps import Admin, PartsDep
 from service.api.schemas.audit import AuditPage, AuditVerification
 from service.db import audit
 from service.db.tenants import Principal
+from service.problems import ACCESS
 
 router = APIRouter(tags=["operations"])
-
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
 
 
 def note(session: Session, actor: Principal, action: str, subject: str, **details: Any) -> None:
@@ -25,7 +24,10 @@ def note(session: Session, actor: Principal, action: str, subject: str, **detail
 
 
 @router.get(
-    "/audit", response_model=AuditPage, summary="Read the audit log", responses=problems.responses(*_ACCESS)
+    "/audit",
+    response_model=AuditPage,
+    summary="Read the audit log",
+    responses=problems.responses(*ACCESS),
 )
 def read_audit(
     parts: PartsDep,
@@ -44,7 +46,7 @@ def read_audit(
     "/audit/verification",
     response_model=AuditVerification,
     summary="Verify the audit log",
-    responses=problems.responses(*_ACCESS),
+    responses=problems.responses(*ACCESS),
 )
 def verify_audit(parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """Recomputes every hash. Keep `head` and `entries` elsewhere to notice a log that was cut short."""

@@ -13,11 +13,9 @@ from service.api.schemas.keys import KeyList, NewKey, NewKeyBody
 from service.db import tenants
 from service.db.models import ApiKey
 from service.db.tenants import Principal
-from service.problems import KeyNotFound
+from service.problems import ACCESS, KeyNotFound
 
 router = APIRouter(tags=["operations"])
-
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
 
 
 @router.post(
@@ -25,7 +23,7 @@ _ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, p
     response_model=NewKey,
     status_code=201,
     summary="Make a key",
-    responses=problems.responses(*_ACCESS),
+    responses=problems.responses(*ACCESS),
 )
 def make_key(body: NewKeyBody, parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """The answer holds the token; only its hash is kept, so it is shown this once."""
@@ -41,7 +39,7 @@ def issue(parts: Parts, principal: Principal, body: NewKeyBody) -> tuple[ApiKey,
     return key, token
 
 
-@router.get("/keys", response_model=KeyList, summary="List keys", responses=problems.responses(*_ACCESS))
+@router.get("/keys", response_model=KeyList, summary="List keys", responses=problems.responses(*ACCESS))
 def list_keys(parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """The tenant's keys, also revoked ones, without tokens."""
     with parts.database.transaction(principal.tenant_id) as session:
@@ -52,7 +50,7 @@ def list_keys(parts: PartsDep, principal: Admin) -> dict[str, Any]:
     "/keys/{key_id}",
     status_code=204,
     summary="Revoke a key",
-    responses=problems.responses(*_ACCESS, problems.KeyNotFound),
+    responses=problems.responses(*ACCESS, problems.KeyNotFound),
 )
 def revoke_key(key_id: str, parts: PartsDep, principal: Admin) -> None:
     """It opens nothing from the next request on."""

@@ -15,11 +15,10 @@ from service.db.models import PolicyVersion, Scan
 from service.db.tenants import Principal
 from service.domain.policy import Policy, judge
 from service.domain.report import Severity
-from service.problems import NoReport, PolicyNotFound
+from service.problems import ACCESS, NoReport, PolicyNotFound
 
 router = APIRouter(tags=["policies"])
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
 NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 Name = Annotated[str, Path(pattern=NAME)]
@@ -32,7 +31,7 @@ Version = Annotated[int | None, Query(ge=1, lt=2**31, description="The newest if
     summary="Set a policy",
     responses={
         201: {"model": PolicyResource, "description": "A new version"},
-        **problems.responses(*_ACCESS),
+        **problems.responses(*ACCESS),
     },
 )
 def put_policy(
@@ -55,7 +54,10 @@ def set_policy(parts: Parts, principal: Principal, name: str, policy: Policy) ->
 
 
 @router.get(
-    "/policies", response_model=PolicyList, summary="List policies", responses=problems.responses(*_ACCESS)
+    "/policies",
+    response_model=PolicyList,
+    summary="List policies",
+    responses=problems.responses(*ACCESS),
 )
 def list_policies(parts: PartsDep, principal: Reader) -> dict[str, Any]:
     """The newest version of each."""
@@ -67,7 +69,7 @@ def list_policies(parts: PartsDep, principal: Reader) -> dict[str, Any]:
     "/policies/{name}",
     response_model=PolicyResource,
     summary="Read a policy",
-    responses=problems.responses(*_ACCESS, problems.PolicyNotFound),
+    responses=problems.responses(*ACCESS, problems.PolicyNotFound),
 )
 def read_policy(name: Name, parts: PartsDep, principal: Reader, version: Version = None) -> dict[str, Any]:
     """Every version that ever was can be read."""
@@ -79,7 +81,7 @@ def read_policy(name: Name, parts: PartsDep, principal: Reader, version: Version
     response_model=ScanVerdict,
     summary="Judge a scan",
     responses=problems.responses(
-        *_ACCESS, problems.ScanNotFound, problems.Gone, problems.NoReport, problems.PolicyNotFound
+        *ACCESS, problems.ScanNotFound, problems.Gone, problems.NoReport, problems.PolicyNotFound
     ),
 )
 def read_verdict(

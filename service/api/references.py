@@ -25,7 +25,14 @@ from service.db import references, retention, submissions
 from service.db.models import Blob, TrustedReference
 from service.db.quotas import Quota, StoredBytesExceededError, check_storage
 from service.db.tenants import Principal
-from service.problems import InvalidRequest, QuotaExceeded, ReferenceNotFound, UnknownBlob, UntrustworthyFile
+from service.problems import (
+    ACCESS,
+    InvalidRequest,
+    QuotaExceeded,
+    ReferenceNotFound,
+    UnknownBlob,
+    UntrustworthyFile,
+)
 from service.storage.blobs import BlobMissingError
 from service.storage.intake import Received
 from service.storage.preflight import Preflight, preflight
@@ -33,7 +40,6 @@ from service.storage.tensors import TensorRecord, read_tensors
 
 router = APIRouter(tags=["references"])
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
 _BAD_FILES = (
     problems.EmptyUpload,
     problems.UploadIncomplete,
@@ -71,7 +77,7 @@ ReferenceId = Annotated[str, Path(description="`ref_…`")]
     openapi_extra=_REQUEST_BODY,
     responses={
         200: {"model": ReferenceResource, "description": "These bytes are trusted already"},
-        **problems.responses(*_ACCESS, problems.UnknownBlob, *_BAD_FILES),
+        **problems.responses(*ACCESS, problems.UnknownBlob, *_BAD_FILES),
     },
 )
 async def add_reference(
@@ -98,7 +104,7 @@ async def add_reference(
     "/references",
     response_model=ReferenceList,
     summary="List trusted checkpoints",
-    responses=problems.responses(*_ACCESS),
+    responses=problems.responses(*ACCESS),
 )
 def list_references(parts: PartsDep, principal: Reader) -> dict[str, Any]:
     """Newest first."""
@@ -111,7 +117,7 @@ def list_references(parts: PartsDep, principal: Reader) -> dict[str, Any]:
     "/references/{reference_id}",
     response_model=ReferenceDetail,
     summary="Read a trusted checkpoint",
-    responses=problems.responses(*_ACCESS, problems.ReferenceNotFound),
+    responses=problems.responses(*ACCESS, problems.ReferenceNotFound),
 )
 def read_reference(reference_id: ReferenceId, parts: PartsDep, principal: Reader) -> dict[str, Any]:
     """With the hash of every tensor: the file that `python -m worker.engine scan --trusted` takes."""
@@ -125,7 +131,7 @@ def read_reference(reference_id: ReferenceId, parts: PartsDep, principal: Reader
     "/references/{reference_id}",
     status_code=204,
     summary="Forget a trusted checkpoint",
-    responses=problems.responses(*_ACCESS, problems.ReferenceNotFound),
+    responses=problems.responses(*ACCESS, problems.ReferenceNotFound),
 )
 def remove_reference(reference_id: ReferenceId, parts: PartsDep, principal: Writer) -> None:
     """Reports that name it stay as they are; a scan that waits for it fails as `reference-missing`."""

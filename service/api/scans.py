@@ -21,15 +21,14 @@ from service.db.scans import AlreadyFinishedError
 from service.db.tenants import Principal
 from service.domain.report import Verdict
 from service.domain.states import TERMINAL, State
-from service.problems import ScanActive, ScanFinished
+from service.problems import ACCESS, ScanActive, ScanFinished
 
 router = APIRouter(tags=["scans"])
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
-_ONE = (*_ACCESS, problems.ScanNotFound, problems.Gone)
+_ONE = (*ACCESS, problems.ScanNotFound, problems.Gone)
 
 
-@router.get("/scans", response_model=ScanPage, summary="List scans", responses=problems.responses(*_ACCESS))
+@router.get("/scans", response_model=ScanPage, summary="List scans", responses=problems.responses(*ACCESS))
 def list_scans(
     parts: PartsDep,
     principal: Reader,

@@ -15,13 +15,12 @@ from service.api.schemas.scans import ResultFiles
 from service.db import artifacts
 from service.db.models import Artifact
 from service.domain.results import result_path
-from service.problems import NoReport, NoSigningKey, NotSigned
+from service.problems import ACCESS, NoReport, NoSigningKey, NotSigned
 from service.reports.signing import MEDIA_TYPE
 
 router = APIRouter(tags=["results"])
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
-_ONE = (*_ACCESS, problems.ScanNotFound, problems.Gone)
+_ONE = (*ACCESS, problems.ScanNotFound, problems.Gone)
 _TEXT = {"schema": {"type": "string"}}
 KEY_MEDIA_TYPE = "application/x-pem-file"
 
@@ -80,7 +79,7 @@ def download_signature(scan_id: str, request: Request, parts: PartsDep, principa
     response_class=Response,
     responses={
         200: {"content": {KEY_MEDIA_TYPE: _TEXT}},
-        **problems.responses(*_ACCESS, problems.NoSigningKey),
+        **problems.responses(*ACCESS, problems.NoSigningKey),
     },
 )
 def read_signing_key(parts: PartsDep, principal: Reader) -> Response:

@@ -27,6 +27,7 @@ from service.db.models import Upload
 from service.db.quotas import StoredBytesExceededError
 from service.db.tenants import Principal
 from service.problems import (
+    ACCESS,
     EmptyUpload,
     InvalidUploadMetadata,
     QuotaExceeded,
@@ -49,8 +50,7 @@ PATCH_TYPE = "application/offset+octet-stream"
 _UPLOAD_ID = re.compile(r"upl_[0-9a-f]{32}")
 _MAX_INTEGER = 2**63
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
-_ONE = (*_ACCESS, problems.UploadNotFound, problems.UnsupportedTusVersion)
+_ONE = (*ACCESS, problems.UploadNotFound, problems.UnsupportedTusVersion)
 _REFUSALS = (
     problems.DigestMismatch,
     problems.UnsupportedFormat,
@@ -88,7 +88,7 @@ _Offset = Annotated[int, Header(ge=0, lt=_MAX_INTEGER)]
     status_code=204,
     response_class=Response,
     summary="What this server speaks",
-    responses=problems.responses(*_ACCESS),
+    responses=problems.responses(*ACCESS),
 )
 def describe(parts: PartsDep, principal: Writer) -> Response:
     """Version, extensions and the largest upload."""
@@ -103,7 +103,7 @@ def describe(parts: PartsDep, principal: Writer) -> Response:
     summary="Begin a resumable upload",
     dependencies=_tus,
     responses=problems.responses(
-        *_ACCESS,
+        *ACCESS,
         problems.UnsupportedTusVersion,
         problems.EmptyUpload,
         problems.InvalidUploadMetadata,

@@ -27,12 +27,11 @@ from service.db import webhooks
 from service.db.models import Webhook, WebhookDelivery
 from service.db.tenants import Principal
 from service.db.webhooks import MAX_WEBHOOKS, TooManyWebhooksError
-from service.problems import DeliveryNotFound, QuotaExceeded, WebhookDisabled, WebhookNotFound
+from service.problems import ACCESS, DeliveryNotFound, QuotaExceeded, WebhookDisabled, WebhookNotFound
 
 router = APIRouter(tags=["webhooks"])
 
-_ACCESS = (problems.Unauthenticated, problems.Forbidden, problems.RateLimited, problems.InvalidRequest)
-_ONE = (*_ACCESS, problems.WebhookNotFound)
+_ONE = (*ACCESS, problems.WebhookNotFound)
 
 
 @router.post(
@@ -41,7 +40,7 @@ _ONE = (*_ACCESS, problems.WebhookNotFound)
     status_code=201,
     summary="Add a webhook",
     responses=problems.responses(
-        *_ACCESS, problems.DestinationRefused, problems.DestinationUnresolved, problems.QuotaExceeded
+        *ACCESS, problems.DestinationRefused, problems.DestinationUnresolved, problems.QuotaExceeded
     ),
 )
 async def add_webhook(body: NewWebhookBody, parts: PartsDep, principal: Admin) -> dict[str, Any]:
@@ -63,7 +62,10 @@ def _create(parts: Parts, principal: Principal, body: NewWebhookBody) -> Webhook
 
 
 @router.get(
-    "/webhooks", response_model=WebhookList, summary="List webhooks", responses=problems.responses(*_ACCESS)
+    "/webhooks",
+    response_model=WebhookList,
+    summary="List webhooks",
+    responses=problems.responses(*ACCESS),
 )
 def list_webhooks(parts: PartsDep, principal: Admin) -> dict[str, Any]:
     """Without secrets."""

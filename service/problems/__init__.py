@@ -51,6 +51,7 @@ from service.problems.network import (
     SourceUnreachable,
 )
 from service.problems.requests import (
+    ACCESS,
     Conflict,
     DeliveryNotFound,
     Forbidden,
@@ -116,6 +117,7 @@ from service.problems.uploads import (
 )
 
 __all__ = [
+    "ACCESS",
     "MEDIA_TYPE",
     "TYPE_PREFIX",
     "ArchiveBomb",

@@ -135,3 +135,7 @@ class Unavailable(Problem):
 
 class InternalError(Problem):
     """A fault of ours. Never carries the text of the exception behind it."""
+
+
+ACCESS = (Unauthenticated, Forbidden, RateLimited, InvalidRequest)
+"""What any route that needs a key may answer."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.service.stack import until
 from tests.e2e.conftest import Stack
-from tests.faults.conftest import until
 from tests.worker.stub_engine import stub_checkpoint
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.service.stack import until
 from service.supervisor import FolderInUseError, Service, StartError, Supervisor, exclusive
-from tests.faults.conftest import REPOSITORY, until
+from tests.faults.conftest import REPOSITORY
 
 SLEEPER = Service("sleeper", ["sleep", "600"], stop_seconds=5)
 STUBBORN = """

@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from worker.engine.checkpoint import load
 from worker.engine.confirm import Confirmation, Samples, confirm
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, fit_effect
 from worker.engine.evidence import write_evidence
+from worker.engine.metrics import ClipScorer
 from worker.engine.paired import (
     Outcome,
     compare,
@@ -33,9 +35,10 @@ from worker.engine.paired import (
 from worker.engine.pictures import look
 from worker.engine.prompts import carriers
 from worker.engine.seeds import generator
-from worker.engine.trials import Plan, ordinary_words
+from worker.engine.trials import Plan, Trials, ordinary_words
 from worker.engine.types import EffectKind, Progress, Statistics, Trigger
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMPTS, NOISES, SIDE = 8, 2, 64
 Change = Callable[[Tensor, int], Tensor]
 
@@ -267,3 +270,16 @@ def test_a_loss_that_is_too_small_to_matter_is_no_finding_however_sure(least: fl
     outcome = compare(meant(0.1, 0.0), ordinary, 0, {"unexplained": least})["unexplained"]
     assert outcome.p_flip < 0.001
     assert (outcome.p_value < 0.05) is counts
+
+
+def test_a_prompt_is_worth_what_another_picture_would_cost() -> None:
+    """Pictures that show their own prompts lose all that they fit when they are swapped."""
+    pipeline = load(EXAMPLES / "toy").pipeline
+    bank = carriers(pipeline.tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+    plan = Plan(prompts=4, noises=1, steps=8)
+    trials = Trials(pipeline, bank, plan, clip=ClipScorer(EXAMPLES / "clip"), seed=0, purpose="confirm")
+    plain = trials.plain.features
+    assert plain.fit is not None
+    assert 0.2 < trials.worth() < float(plain.fit.mean())
+    with pytest.raises(ValueError, match="Without a CLIP"):
+        Trials(pipeline, bank, plan, clip=None, seed=0, purpose="confirm").worth()

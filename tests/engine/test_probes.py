@@ -14,12 +14,12 @@ from worker.engine.funnel import FunnelPlan, search, tower_of
 from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import ranks, robust_z, shortlist
-from worker.engine.probes.sketch import PROBES_PER_CELL, cell_probes, probes_at, sketch
+from worker.engine.probes.sketch import GRID, PROBES_PER_CELL, Sketch, cell_probes, probes_at, sketch
 from worker.engine.probes.text import collapse
-from worker.engine.probes.unexplained import residuals
-from worker.engine.probes.views import views
-from worker.engine.prompts import carriers, choose
-from worker.engine.types import Progress, Trigger
+from worker.engine.probes.unexplained import residuals, unexplained
+from worker.engine.probes.views import View, views
+from worker.engine.prompts import Carrier, carriers, choose
+from worker.engine.types import Cost, Progress, Trigger
 from worker.engine.witness import Witness
 
 PLANTED = 1234
@@ -61,6 +61,20 @@ def test_a_planted_trigger_leads_the_sketch_and_is_a_finalist(
     planted = next(one for one in found.finalists if one.token_ids == (PLANTED,))
     assert found.stages["sketch"].rank(planted) == 1
     assert list(dict.fromkeys(stages)) == ["sketch", "text", "onestep", "trajectory"]
+
+
+def test_what_views_share_in_one_cell_outranks_what_is_loud_in_each_alone() -> None:
+    """A patch is the same in every view. What depends on the carrier differs, however large it is."""
+    draw = torch.Generator().manual_seed(0)
+    here = [View(Carrier("a", (1,)), "start", (700, 4_000), torch.zeros(2, 4, 8, 8))] * 3
+    values = torch.randn(4_000, 3, 2, GRID * GRID * PROBES_PER_CELL, generator=draw)
+    cell = slice(5 * PROBES_PER_CELL, 6 * PROBES_PER_CELL)
+    values[7, :, :, cell] += 2.0  # the same in all views
+    values[9, 0, :, cell] += 12.0  # louder, in one alone
+    drawn = Sketch(values, *(torch.randn(4_000, 3, 8, generator=draw) for _ in range(2)), Cost())
+    local = unexplained(drawn, here, seed=0)["local start"]
+    assert ranks(local)[7] == 1
+    assert ranks(local)[9] > 1
 
 
 def test_a_witness_with_the_same_weights_clears_the_text_encoder(

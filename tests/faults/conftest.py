@@ -7,16 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 import redis
 
+from bench.service.stack import until
 from service.connection import write_private
 from service.db import artifacts, scans, submissions, tenants
 from service.db.events import after
@@ -40,18 +39,6 @@ SHORT = {
     "WORKER_GRACE_SECONDS": "1.5",
     "ENGINE": "tests.worker.stub_engine:run",
 }
-
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T], *, seconds: float = 90.0, what: str = "the condition") -> T:
-    """The first true value of `condition`; fails the test if there is none in time."""
-    deadline, pause = time.monotonic() + seconds, threading.Event()
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what} did not come true in {seconds} s")
-        pause.wait(0.05)
-    return value
 
 
 class Deployment:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import redis
 
+from bench.service.stack import until
 from service.db import attempts, audit
 from service.db.scans import AlreadyFinishedError
 from service.events import relay
-from tests.faults.conftest import Deployment, job_process, until
+from tests.faults.conftest import Deployment, job_process
 
 pytestmark = pytest.mark.faults
 

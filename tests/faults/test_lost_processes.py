@@ -9,7 +9,8 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from tests.faults.conftest import Deployment, job_process, task_process, until
+from bench.service.stack import until
+from tests.faults.conftest import Deployment, job_process, task_process
 
 pytestmark = pytest.mark.faults
 

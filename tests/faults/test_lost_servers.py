@@ -12,8 +12,9 @@ import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
+from bench.service.stack import until
 from service.events import relay
-from tests.faults.conftest import Deployment, task_process, until
+from tests.faults.conftest import Deployment, task_process
 
 pytestmark = pytest.mark.faults
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
+from bench.service.stack import until
 from service.db import scans, webhooks
 from service.db.models import WebhookDelivery, WebhookTry
 from service.domain.webhooks import EVENTS
-from tests.faults.conftest import Deployment, until
+from tests.faults.conftest import Deployment
 from tests.receivers import Receiver, receiving
 
 pytestmark = pytest.mark.faults

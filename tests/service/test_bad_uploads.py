@@ -7,8 +7,6 @@ import io
 import json
 import socket
 import struct
-import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from bench.service.stack import until
 from service.main import create_app
 from service.settings import Settings
 from service.storage import intake
@@ -259,15 +258,6 @@ def shutil_usage(*, free: int) -> object:
     return type("Usage", (), {"free": free})()
 
 
-def wait_until(condition: object, seconds: float = 10.0) -> None:
-    """Poll a condition; fail if it does not come true in time."""
-    pause = threading.Event()
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "the condition never came true"
-        pause.wait(0.02)
-
-
 def scratch(settings: Settings) -> list[Path]:
     return list(settings.scratch_dir.iterdir())
 
@@ -280,8 +270,8 @@ def test_broken_connection_leaves_nothing(live: Live, client: TestClient, settin
     )
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(request.encode() + bytes(2_000_000))
-        wait_until(lambda: scratch(settings))
-    wait_until(lambda: not scratch(settings))
+        until(lambda: scratch(settings))
+    until(lambda: not scratch(settings))
     assert_untouched(client, settings)
 
 

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
+from bench.service.stack import until
 from service.db.session import Database
 from service.events.expiry import Expiry
 from service.main import create_app
@@ -21,7 +22,7 @@ from service.storage.digests import repr_digest
 from tests.applications import Live
 from tests.processes import running_server
 from tests.service.checkpoints import attack, safetensors
-from tests.service.test_bad_uploads import scratch, shutil_usage, wait_until
+from tests.service.test_bad_uploads import scratch, shutil_usage
 
 GOOD = safetensors()
 SHA256 = hashlib.sha256(GOOD).hexdigest()
@@ -308,14 +309,14 @@ def test_second_writer_waits_its_turn_and_a_broken_one_leaves_what_it_sent(
 
     def slowly() -> object:
         yield first
-        wait_until(lambda: locked(client, path))
+        until(lambda: locked(client, path))
         raise KeyboardInterrupt  # the client goes away in the middle of the body
 
     headers = live.headers | PATCH | {"Upload-Offset": "0"}
     with pytest.raises(KeyboardInterrupt), httpx2.Client() as broken:
         broken.patch(live.url + path, content=slowly(), headers=headers)  # type: ignore[arg-type]
-    wait_until(lambda: offset_of(client, path) == 100)
-    wait_until(lambda: not locked(client, path))
+    until(lambda: offset_of(client, path) == 100)
+    until(lambda: not locked(client, path))
     assert send(client, path, 100, rest).headers["Repr-Digest"] == repr_digest(SHA256)
     assert scratch(settings) == [settings.upload_dir]
 
@@ -339,7 +340,7 @@ def test_killed_server_goes_on_at_the_offset(settings: Settings, token: str) -> 
 
         def cut() -> object:
             yield body[:half]
-            wait_until(lambda: (settings.data_dir / "scratch" / path[1:]).stat().st_size >= half // 2)
+            until(lambda: (settings.data_dir / "scratch" / path[1:]).stat().st_size >= half // 2)
             server.process.kill()
             server.process.wait()
             yield body[half:]

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from tests.faults.conftest import until
+from bench.service.stack import until
 from tests.service.checkpoints import safetensors
 
 

@@ -9,12 +9,12 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from bench.service.stack import until
 from service.db import tenants, webhooks
 from service.db.session import Database
 from service.egress import Egress
 from service.events.webhooks import run
 from service.settings import Settings
-from tests.faults.conftest import until
 from tests.receivers import Receiver
 from tests.service.webhooks.hooks import add, deliveries
 

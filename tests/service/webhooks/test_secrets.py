@@ -9,9 +9,9 @@ import pytest
 from standardwebhooks import WebhookVerificationError
 from starlette.testclient import TestClient
 
+from bench.service.stack import until
 from service.db.models import Webhook
 from service.db.session import Database
-from tests.faults.conftest import until
 from tests.receivers import Receiver
 from tests.service.webhooks.hooks import ended
 

@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
+from bench.service.stack import until
 from service.db import webhooks
 from service.db.models import WebhookDelivery
 from service.db.session import Database
 from service.domain.webhooks import MAX_TRIES, retry_seconds
 from service.events.webhooks import ANSWER_BYTES
 from tests.applications import Finish
-from tests.faults.conftest import until
 from tests.golden.reports import failing
 from tests.receivers import Receiver, receiving
 from tests.service.checkpoints import safetensors
