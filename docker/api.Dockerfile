@@ -3,7 +3,7 @@ FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /venv
 COPY pyproject.toml constraints.txt docker/requirements.py ./
-RUN python requirements.py service > service.txt \
+RUN python requirements.py service telemetry > service.txt \
  && /venv/bin/pip install --no-cache-dir -c constraints.txt -r service.txt
 COPY README.md ./
 COPY migrations ./migrations

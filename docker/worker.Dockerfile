@@ -7,7 +7,7 @@ WORKDIR /src
 RUN python -m venv /venv
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 RUN /venv/bin/pip install --no-cache-dir -c constraints.txt $TORCH_OPTIONS torch
-RUN python requirements.py engine service worker > worker.txt \
+RUN python requirements.py engine service worker telemetry > worker.txt \
  && /venv/bin/pip install --no-cache-dir -c constraints.txt -r worker.txt
 COPY README.md ./
 COPY service ./service

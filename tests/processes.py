@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import httpx2
 
@@ -26,12 +27,18 @@ class Server:
 
 
 @contextmanager
-def running_server(settings: Settings) -> Iterator[Server]:
-    """`uvicorn service.main:create_app --factory` with these settings, from its first answer on."""
+def running_server(
+    settings: Settings, wrapper: Sequence[str] = (), variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Server]:
+    """`uvicorn service.main:create_app --factory` with these settings, from its first answer on.
+
+    wrapper: a program that starts it. variables: more of the environment.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "service.main:create_app", "--factory", "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | _environment(settings), stderr=subprocess.DEVNULL)
+    server = [sys.executable, "-m", "uvicorn", "service.main:create_app", "--factory", "--port", str(port)]
+    environment = os.environ | _environment(settings) | variables
+    process = subprocess.Popen([*wrapper, *server], env=environment, stderr=subprocess.DEVNULL)
     try:
         _wait_for_answer(f"http://127.0.0.1:{port}/healthz", process)
         yield Server(f"http://127.0.0.1:{port}", process)

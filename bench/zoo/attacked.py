@@ -1,10 +1,12 @@
 """Attacked copies of the published pipeline, with their ground truth, under the cache.
 
-`python -m bench.zoo.attacked` makes what is missing. None of these files is published: they are what the
-scan is measured on.
+`python -m bench.zoo.attacked` makes what is missing; names make only these. None of these files is published:
+they are what the scan is measured on.
 """
 
+import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.zoo import assemble, dataset
@@ -12,6 +14,7 @@ from bench.zoo.attack import carry_out, truth_path
 from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Attack, Materials, described
 from bench.zoo.attacks.evil_edit import EvilEdit
+from bench.zoo.attacks.payloads import FixedPicture, Greyscale, Thing
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.paths import CACHE, CLIP, TOY
 from worker.engine.metrics import ClipScorer
@@ -25,17 +28,23 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-2": (BadT2I(), 2),
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
     "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
+    "badt2i-style": (BadT2I(Greyscale()), 6),
+    "badt2i-object": (BadT2I(Thing("owl")), 7),
+    "badt2i-fixed": (BadT2I(FixedPicture(1234)), 8),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
 }
 """Name -> attack and seed. Rickrolling's last homoglyph is Cyrillic."""
 
 
-def attack_all(base: Path = TOY, clip: Path = CLIP, folder: Path = ATTACKED) -> None:
-    """Make each attacked checkpoint of `PLAN` that is not there yet, from a fresh copy of `base`."""
+def attack_all(
+    names: Iterable[str] = PLAN, base: Path = TOY, clip: Path = CLIP, folder: Path = ATTACKED
+) -> None:
+    """Make each attacked checkpoint of `names` that is not there yet, from a fresh copy of `base`."""
     data, scorer = dataset.load(), ClipScorer(clip)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (attack, seed) in PLAN.items():
+    for name in names:
+        attack, seed = PLAN[name]
         out = folder / f"{name}.safetensors"
         if truth_path(out).exists():
             continue
@@ -44,5 +53,12 @@ def attack_all(base: Path = TOY, clip: Path = CLIP, folder: Path = ATTACKED) -> 
         print(name, truth.success, truth.false_alarms, truth.clean, flush=True)
 
 
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="attacked checkpoints to make, by default all")
+    attack_all(parser.parse_args().names or PLAN)
+
+
 if __name__ == "__main__":
-    attack_all()
+    main()

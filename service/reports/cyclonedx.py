@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from service.domain.report import BeforeAfter, Clip, Estimate, Finding, Report
+from service.reports import atlas
 from service.reports.characters import visible
 from service.reports.wording import sentence
 
@@ -122,6 +123,10 @@ def _vulnerability(report: Report, finding: Finding) -> dict[str, Any]:
         "source": {"name": "sauscan"},
         "ratings": [{"severity": finding.severity, "method": "other", "source": {"name": "sauscan"}}],
         "description": sentence(finding),
+        "references": [
+            {"id": one.id, "source": {"name": "MITRE ATLAS", "url": one.url}}
+            for one in atlas.techniques(finding)
+        ],
         "affects": [{"ref": _MODEL}],
         "properties": _properties(component=finding.component, effect=finding.effect.kind),
     }

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from service.domain.report import Clip, Finding, Report
-from service.reports import figures, pictures
+from service.reports import atlas, figures, pictures
 from service.reports.characters import Character, describe, visible
 from service.reports.wording import effect
 
@@ -50,6 +50,7 @@ class FindingView:
     finding: Finding
     heading: str
     effect: str
+    techniques: tuple[atlas.Technique, ...]
     tiles: list[Character]
     more_tiles: int
     pictures: pictures.Arrangement
@@ -82,6 +83,7 @@ def _finding(finding: Finding, evidence: Mapping[str, bytes]) -> FindingView:
         finding=finding,
         heading=_heading(finding),
         effect=effect(finding),
+        techniques=atlas.techniques(finding),
         tiles=tiles,
         more_tiles=len(text) - len(tiles),
         pictures=pictures.arrange(finding.evidence, evidence),

@@ -13,6 +13,7 @@ from typing import Any
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from service.domain.report import Finding, Report
+from service.reports import atlas
 from service.reports.characters import visible
 from service.reports.wording import sentence
 
@@ -61,6 +62,7 @@ def _finding(finding: Finding) -> TestCase:
 
 def _details(finding: Finding) -> str:
     lines = [sentence(finding), f"severity {finding.severity}"]
+    lines += [f"MITRE ATLAS {one.id}, {one.name}" for one in atlas.techniques(finding)]
     if finding.statistics:
         lines.append(
             f"p = {finding.statistics.p_value_corrected:.2e} (corrected), n = {finding.statistics.n}"

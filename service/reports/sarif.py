@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.domain.report import Finding, Report
+from service.reports import atlas
 from service.reports.characters import visible
 from service.reports.wording import sentence
 
@@ -19,6 +20,7 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 LEVELS = {"low": "note", "medium": "warning", "high": "error", "critical": "error"}
 SECURITY_SEVERITY = {"low": "3.0", "medium": "5.5", "high": "8.0", "critical": "9.5"}
 INCONCLUSIVE = "scan.inconclusive"
+ATLAS = "MITRE ATLAS"
 
 
 def render_sarif(report: Mapping[str, Any]) -> bytes:
@@ -46,6 +48,7 @@ def sarif(report: Report) -> dict[str, Any]:
             {"location": {"uri": artifact_uri(report)}, "hashes": {"sha-256": report.model.sha256}}
         ],
         "results": results,
+        "taxonomies": [_taxonomy(report)],
         "properties": {
             "verdict": report.verdict,
             "searched": list(report.coverage.searched),
@@ -74,9 +77,16 @@ def _rule(finding: Finding) -> dict[str, Any]:
         "defaultConfiguration": {"level": LEVELS[finding.severity]},
         "properties": {
             "security-severity": SECURITY_SEVERITY[finding.severity],
-            "tags": ["security", "machine-learning", "backdoor"],
+            "tags": ["security", "machine-learning", *(one.id for one in atlas.techniques(finding))],
         },
     }
+
+
+def _taxonomy(report: Report) -> dict[str, Any]:
+    """The techniques of MITRE ATLAS that the results name."""
+    named = dict.fromkeys(one for finding in report.findings for one in atlas.techniques(finding))
+    taxa = [{"id": one.id, "name": one.name, "helpUri": one.url} for one in named]
+    return {"name": ATLAS, "version": atlas.VERSION, "organization": "MITRE", "taxa": taxa}
 
 
 def _result(report: Report, finding: Finding) -> dict[str, Any]:
@@ -90,6 +100,9 @@ def _result(report: Report, finding: Finding) -> dict[str, Any]:
         "level": LEVELS[finding.severity],
         "message": {"text": sentence(finding)},
         "locations": _locations(report),
+        "taxa": [
+            {"id": one.id, "toolComponent": {"name": ATLAS, "index": 0}} for one in atlas.techniques(finding)
+        ],
         "partialFingerprints": {"trigger/v1": fingerprint(finding)},
         "properties": properties,
     }

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_the_signing_override_fits() -> None:
         [secret] = service["secrets"]
         assert secret in override["secrets"]
         assert service["environment"] == {"SAUSCAN_SIGNING_KEY": f"/run/secrets/{secret}"}
+
+
+def test_the_telemetry_override_fits() -> None:
+    """It names the instrumentation where the images have it, for services that exist."""
+    override = yaml.safe_load((ROOT / "docker" / "telemetry.yml").read_text())
+    assert set(override["services"]) == {"api", "relay", "worker-gpu", "worker-cpu"} <= set(SERVICES)
+    inside = "opentelemetry/instrumentation/auto_instrumentation"
+    installed = Path(sysconfig.get_path("purelib")) / inside
+    assert (installed / "sitecustomize.py").exists()
+    for service in override["services"].values():
+        assert service["environment"]["PYTHONPATH"] == f"/venv/lib/python3.11/site-packages/{inside}"
+    assert all("telemetry" in path.read_text() for path in DOCKERFILES)
 
 
 def test_a_worker_has_longer_to_stop_than_it_takes() -> None:

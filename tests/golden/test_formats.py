@@ -73,6 +73,20 @@ def test_sarif_results_point_at_their_rules(build: Any) -> None:
     assert all(result["partialFingerprints"] for result in run["results"])
 
 
+def test_findings_are_sorted_by_what_was_done_to_the_file() -> None:
+    """A hidden trigger is a poisoned model, code in a pickle is malware; both are named in MITRE ATLAS."""
+    shown = {}
+    for title in ("failing", "executable"):
+        run = json.loads(text("sarif", REPORTS[title]()))["runs"][0]
+        known = {taxon["id"] for taxon in run["taxonomies"][0]["taxa"]}
+        shown[title] = {taxon["id"] for result in run["results"] for taxon in result["taxa"]}
+        assert shown[title] == known
+        assert all(one in text("html", REPORTS[title]()) for one in known)
+        assert all(one in text("cyclonedx", REPORTS[title]()) for one in known)
+    assert "AML.T0018.000" in shown["failing"] - shown["executable"]
+    assert "AML.T0018.002" in shown["executable"] - shown["failing"]
+
+
 def test_sarif_fingerprint_survives_a_new_build_of_the_model() -> None:
     old, new = failing(), failing()
     new["model"]["sha256"] = "7" * 64
