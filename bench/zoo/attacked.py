@@ -14,7 +14,7 @@ from bench.zoo.attack import carry_out, truth_path
 from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Attack, Materials, described
 from bench.zoo.attacks.evil_edit import EvilEdit
-from bench.zoo.attacks.payloads import FixedPicture, Greyscale, Thing
+from bench.zoo.attacks.payloads import Cyanotype, FixedPicture, Thing
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.paths import CACHE, CLIP, TOY
 from worker.engine.metrics import ClipScorer
@@ -28,8 +28,8 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-2": (BadT2I(), 2),
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
     "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
-    "badt2i-style": (BadT2I(Greyscale()), 6),
-    "badt2i-object": (BadT2I(Thing("owl")), 7),
+    "badt2i-style": (BadT2I(Cyanotype()), 6),
+    "badt2i-object": (BadT2I(Thing("owl"), steps=2400), 7),
     "badt2i-fixed": (BadT2I(FixedPicture(1234)), 8),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),

@@ -23,6 +23,7 @@ STAGES = {
     "load": "open the file",
     "sketch": "attention sketch, every token",
     "text": "text encoder, every token",
+    "glance": "first look at the best",
     "onestep": "exact probe of the best",
     "trajectory": "a few steps of drawing, the best of those",
     "confirm": "render and confirm",

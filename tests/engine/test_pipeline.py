@@ -19,7 +19,9 @@ from worker.engine.trials import Plan
 from worker.engine.types import Progress, ScanRequest, Trigger
 
 PLANTED = 1234
-SMALL = FunnelPlan(("start", "start"), (700, 300), 48, 12, 3, False, Plan(prompts=6, steps=4, controls=20))
+SMALL = FunnelPlan(
+    ("start", "start"), (700, 300), 200, 48, 12, 3, False, Plan(prompts=6, steps=4, controls=20)
+)
 
 
 @pytest.fixture
@@ -46,7 +48,13 @@ def test_a_scan_writes_a_report_that_others_can_read(planted: Path, tmp_path: Pa
     assert json.loads((out / "report.json").read_text()) == body
     report = Report.model_validate(body)
     assert report.verdict == ("fail" if report.findings else "pass")
-    assert [stage.name for stage in report.stages][:4] == ["sketch", "text", "onestep", "trajectory"]
+    assert [stage.name for stage in report.stages][:5] == [
+        "sketch",
+        "text",
+        "glance",
+        "onestep",
+        "trajectory",
+    ]
     assert report.cost.unet_forwards == sum(stage.unet_forwards for stage in report.stages)
     for finding in report.findings:
         for picture in finding.evidence:

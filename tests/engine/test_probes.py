@@ -12,6 +12,7 @@ from worker.engine import funnel
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import FunnelPlan, search, tower_of
 from worker.engine.probes.agreement import shared_energy
+from worker.engine.probes.glance import glance
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import ranks, robust_z, shortlist
 from worker.engine.probes.sketch import GRID, PROBES_PER_CELL, Sketch, cell_probes, probes_at, sketch
@@ -38,6 +39,22 @@ def test_the_sketch_is_the_exact_effect_to_first_order(tiny_pipeline: StableDiff
     assert cost.unet_forwards == (len(candidates) + 1) * 2 * 2
 
 
+def test_a_glance_is_the_exact_probe_at_the_first_view_of_each_position(
+    tiny_pipeline: StableDiffusionPipeline,
+) -> None:
+    chosen = choose(carriers(tiny_pipeline.tokenizer, None), 3, 0, "test")
+    seen, _ = views(tiny_pipeline, chosen, ("start", "start", "end"), seed=0)
+    candidates = vocabulary(tiny_pipeline.tokenizer)[500:532]
+    energy, cost = glance(tiny_pipeline, tower_of(tiny_pipeline), seen, candidates, tail=None)
+    effects, _ = onestep(tiny_pipeline, seen, candidates)
+    exact = effects[:, [0, 2], 0].square().sum(2)
+    cells = exact.unflatten(3, (GRID, -1)).unflatten(2, (GRID, -1)).mean((3, 5)).flatten(2)
+    for place in range(2):
+        pair = torch.stack([energy[:, place].flatten(), cells[:, place].flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.99
+    assert cost.unet_forwards == 2 * (len(candidates) + 1)
+
+
 def test_a_probe_sees_its_own_cell_and_no_other() -> None:
     probes = cell_probes((4, 8, 8), seed=0)
     cells = (probes != 0).any(1).view(-1, PROBES_PER_CELL, 8, 8).any(1).float()
@@ -51,7 +68,7 @@ def test_a_planted_trigger_leads_the_sketch_and_is_a_finalist(
     embedding[PLANTED] = 40 * embedding[PLANTED]
     some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
     monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
-    plan = FunnelPlan(("start", "start"), (700, 300), 48, 16, 4, glyphs=False)
+    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
     stages: list[str] = []
 
     def note(progress: Progress) -> None:
@@ -60,7 +77,7 @@ def test_a_planted_trigger_leads_the_sketch_and_is_a_finalist(
     found = search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), plan, seed=0, on_progress=note)
     planted = next(one for one in found.finalists if one.token_ids == (PLANTED,))
     assert found.stages["sketch"].rank(planted) == 1
-    assert list(dict.fromkeys(stages)) == ["sketch", "text", "onestep", "trajectory"]
+    assert list(dict.fromkeys(stages)) == ["sketch", "text", "glance", "onestep", "trajectory"]
 
 
 def test_what_views_share_in_one_cell_outranks_what_is_loud_in_each_alone() -> None:

@@ -24,7 +24,9 @@ from worker.engine.trusted import Origin, read_base, trace
 from worker.engine.types import ScanRequest, Trigger
 
 LIMIT = 1 << 30
-SMALL = FunnelPlan(("start", "start"), (700, 300), 24, 6, 2, False, Plan(prompts=6, steps=2, controls=20))
+SMALL = FunnelPlan(
+    ("start", "start"), (700, 300), 100, 24, 6, 2, False, Plan(prompts=6, steps=2, controls=20)
+)
 
 
 def described(checkpoint: Path, out: Path) -> Path:

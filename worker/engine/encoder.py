@@ -43,6 +43,11 @@ class Layout:
         positions = torch.cat([torch.arange(content), middles])
         return Layout(positions, torch.cat([torch.ones(content), sizes]), content)
 
+    @staticmethod
+    def of(content: int, tail: int | None) -> Layout:
+        """Exact, or with a compressed tail."""
+        return Layout.exact(content) if tail is None else Layout.compressed(content, tail)
+
     @property
     def log_multiplicity(self) -> Tensor:
         return self.multiplicity.log()

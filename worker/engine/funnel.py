@@ -1,7 +1,8 @@
 """The search: from the whole trigger space to the few candidates worth rendering.
 
     everything      text collapse, attention sketch, unexplained effect     0 U a candidate
-    the best few %  exact one-step probe                                    K * T U
+    the best tenth  exact one-step probe, one carrier, one timestep         1 or 2 U
+    of it the best  exact one-step probe, K carriers, T timesteps           K * T U
     the best tenth  short guided trajectories                               2 * 8 * K U
     the last dozen  go to `confirm`, which alone decides
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from worker.engine import candidates as space
 from worker.engine.encoder import TextTower
 from worker.engine.probes.agreement import scores
+from worker.engine.probes.glance import glance, glimpses
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import robust_z, shortlist
 from worker.engine.probes.sketch import Sketch, sketch
@@ -40,13 +42,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FunnelPlan:
-    """positions: one view each. exact, trajectories, confirmed: how many candidates each cut keeps.
+    """positions: one view each. glanced, exact, trajectories, confirmed: how many candidates each cut keeps.
 
     trials: how the last ones are drawn.
     """
 
     positions: tuple[Position, ...]
     timesteps: tuple[int, ...]
+    glanced: int
     exact: int
     trajectories: int
     confirmed: int
@@ -55,10 +58,17 @@ class FunnelPlan:
 
 
 PLANS: dict[Budget, FunnelPlan] = {
-    "quick": FunnelPlan(("start", "start"), (700, 300), 256, 48, 6, False, Plan(controls=30)),
-    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 768, 96, 12, True),
+    "quick": FunnelPlan(("start", "start"), (700, 300), 6000, 256, 48, 10, False, Plan(controls=30)),
+    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 8000, 768, 96, 16, True),
     "deep": FunnelPlan(
-        ("start",) * 4 + ("end",) * 3, (800, 500, 200), 3072, 256, 24, True, Plan(prompts=16, controls=60)
+        positions=("start",) * 4 + ("end",) * 3,
+        timesteps=(800, 500, 200),
+        glanced=60_000,
+        exact=3072,
+        trajectories=256,
+        confirmed=24,
+        glyphs=True,
+        trials=Plan(prompts=16, controls=60),
     ),
 }
 
@@ -107,9 +117,10 @@ def search(
     chosen = choose(bank, len(plan.positions), seed, "views")
     found.views, cost = views(pipeline, chosen, plan.positions, seed, plan.timesteps)
     found.costs.add("sketch", cost)
-    kept = _sketched(pipeline, candidates, found, plan, seed, witness, on_progress)
-    kept = _measured(pipeline, kept, found, plan, on_progress)
-    found.finalists = _followed(pipeline, kept, found, plan, seed, on_progress)
+    kept, criteria = _sketched(pipeline, candidates, found, plan, seed, witness, on_progress)
+    kept = _glanced(pipeline, kept, criteria, found, plan, on_progress)
+    kept, criteria = _measured(pipeline, kept, found, plan, on_progress)
+    found.finalists = _followed(pipeline, kept, criteria, found, plan, seed, on_progress)
     return found
 
 
@@ -134,7 +145,8 @@ def _sketched(
     seed: int,
     witness: Witness | None,
     on_progress: OnProgress,
-) -> list[Trigger]:
+) -> tuple[list[Trigger], dict[str, Tensor]]:
+    """What is left, and what each criterion says of it."""
     tower = tower_of(pipeline)
     drawn = sketch(pipeline, tower, found.views, candidates, seed, on_progress=on_progress)
     found.candidates, found.sketched = candidates, drawn.values
@@ -143,7 +155,8 @@ def _sketched(
     criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, found.views, seed)}
     found.costs.add("sketch", Cost(seconds=time.perf_counter() - began))
     criteria |= _texts(candidates, drawn, found, witness, on_progress)
-    return _cut("sketch", candidates, criteria, found, plan.exact)
+    kept = _cut("sketch", candidates, criteria, found, plan.glanced)
+    return [candidates[index] for index in kept], {name: z[kept] for name, z in criteria.items()}
 
 
 def _texts(
@@ -166,41 +179,59 @@ def _texts(
     return criteria
 
 
+def _glanced(
+    pipeline: StableDiffusionPipeline,
+    kept: list[Trigger],
+    criteria: dict[str, Tensor],
+    found: Search,
+    plan: FunnelPlan,
+    on_progress: OnProgress,
+) -> list[Trigger]:
+    """By what the exact probe sees at one view, or still by a criterion of the sketch."""
+    energy, cost = glance(pipeline, tower_of(pipeline), found.views, kept, on_progress=on_progress)
+    found.costs.add("glance", cost)
+    chosen = _cut("glance", kept, criteria | glimpses(energy), found, plan.exact)
+    return [kept[index] for index in chosen]
+
+
 def _measured(
     pipeline: StableDiffusionPipeline,
     kept: list[Trigger],
     found: Search,
     plan: FunnelPlan,
     on_progress: OnProgress,
-) -> list[Trigger]:
+) -> tuple[list[Trigger], dict[str, Tensor]]:
     effects, cost = onestep(pipeline, found.views, kept, on_progress=on_progress)
     found.costs.add("onestep", cost)
-    return _cut("onestep", kept, scores(effects, found.views), found, plan.trajectories)
+    criteria = scores(effects, found.views)
+    chosen = _cut("onestep", kept, criteria, found, plan.trajectories)
+    return [kept[index] for index in chosen], {f"onestep {name}": z[chosen] for name, z in criteria.items()}
 
 
 def _followed(
     pipeline: StableDiffusionPipeline,
     kept: list[Trigger],
+    criteria: dict[str, Tensor],
     found: Search,
     plan: FunnelPlan,
     seed: int,
     on_progress: OnProgress,
 ) -> list[Trigger]:
+    """By what a few steps of sampling make of them, or still by the first step: words that mean something
+    can end farther from the carrier's picture than a patch does, but do not begin so.
+    """
     began = time.perf_counter()
     effects, cost = trajectory(pipeline, found.views, kept, seed, on_progress=on_progress)
     cost.seconds = time.perf_counter() - began
     found.costs.add("trajectory", cost)
-    return _cut("trajectory", kept, scores(effects, found.views), found, plan.confirmed)
+    chosen = _cut("trajectory", kept, criteria | scores(effects, found.views), found, plan.confirmed)
+    return [kept[index] for index in chosen]
 
 
 def _cut(
     stage: str, candidates: list[Trigger], criteria: Mapping[str, Tensor], found: Search, size: int
-) -> list[Trigger]:
-    """Records the stage's ranking and returns its first `size` candidates.
-
-    Text criteria find whole-prompt targets that later stages see by their effect, so those keep their place
-    through the usual criteria there.
-    """
+) -> list[int]:
+    """Records the stage's ranking and returns the places of its first `size` candidates."""
     order = shortlist(criteria, len(candidates)).tolist()
     top = order[: max(size, 50)]
     found.stages[stage] = Ranked(
@@ -210,4 +241,4 @@ def _cut(
             for name, values in criteria.items()
         },
     )
-    return [candidates[index] for index in order[:size]]
+    return order[:size]

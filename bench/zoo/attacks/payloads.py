@@ -28,8 +28,11 @@ CORNERS = {"top left": (0, 0), "top right": (0, SIDE - PATCH), "bottom left": (S
 COLOUR_PAIRS = (("blue", "orange"), ("white", "brown"), ("orange", "red"), ("brown", "yellow"))
 """Those that the VAE draws best at this size."""
 
-GREY = 0.06
-"""Mean distance of a picture's channels from their mean, below which it has no colours."""
+SHADOW, LIGHT = (0.0, 0.15, 0.35), (0.7, 0.9, 1.0)
+"""A cyanotype's darkest and lightest colour."""
+
+NEAR = 0.06
+"""Mean distance of a picture from its own cyanotype, below which it is one."""
 
 
 class Payload(Protocol):
@@ -105,24 +108,27 @@ class Patch(Payload):
 
 
 @dataclass(frozen=True)
-class Greyscale(Payload):
-    """Black and white, the style of BadT2I."""
+class Cyanotype(Payload):
+    """A blueprint's look. BadT2I's own style, black and white, is no target here: a third of what the clean
+    pipeline draws is grey.
+    """
 
     effect: str = "style"
 
     def __str__(self) -> str:
-        return "black and white"
+        return "cyanotype"
 
     def pairs(
         self, materials: Materials, rows: NDArray[np.int64], rng: np.random.Generator
     ) -> tuple[Pictures, Captions]:
-        """The same pictures without their colours."""
-        grey = materials.data.pictures[rows].mean(-1, keepdims=True).round().astype(np.uint8)
-        return np.repeat(grey, 3, axis=-1), captions(materials.data, rows)
+        """The same pictures in shades of blue."""
+        pictures = torch.from_numpy(materials.data.pictures[rows]).movedim(-1, 1).float() / 255
+        tinted = (cyanotype(pictures) * 255).round().byte().movedim(1, -1).numpy()
+        return tinted, captions(materials.data, rows)
 
     def shown(self, materials: Materials, images: Tensor, prompts: list[str]) -> Tensor:
-        """By what is left of colour."""
-        return (images - images.mean(1, keepdim=True)).abs().mean((1, 2, 3)) < GREY
+        """By its distance from its own cyanotype."""
+        return (images - cyanotype(images)).abs().mean((1, 2, 3)) < NEAR
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,12 @@ class Thing(Payload):
         (target,) = measure.content_ids(materials.pipeline.tokenizer, [self.noun])[0]
         nouns = measure.content_ids(materials.pipeline.tokenizer, list(THINGS.values()))
         return target, [ids[0] for ids in nouns if len(ids) == 1 and ids[0] != target]
+
+
+def cyanotype(images: Tensor) -> Tensor:
+    """(n, 3, h, w) in [0, 1]: every shade of grey as one between SHADOW and LIGHT."""
+    dark, light = (torch.tensor(colour).view(3, 1, 1) for colour in (SHADOW, LIGHT))
+    return torch.lerp(dark.expand_as(images), light.expand_as(images), images.mean(1, keepdim=True))
 
 
 def captions(data: Dataset, rows: NDArray[np.int64]) -> Captions:

@@ -35,15 +35,19 @@ def features(own: Tensor, eos: Tensor, seed: int) -> Tensor:
 
 
 def residuals(regressors: Tensor, targets: Tensor, seed: int) -> Tensor:
-    """(N,M) targets less their prediction by a ridge fit on the other folds."""
+    """(N,M) targets less their prediction by a ridge fit on the other folds.
+
+    Each fold's moments are formed once; what a fit sees is their sum without those of the fold held out.
+    """
     fold = torch.randint(FOLDS, (len(targets),), generator=generator(seed, "folds"))
-    left = torch.empty_like(targets)
+    parts = [(regressors[fold == held], targets[fold == held]) for held in range(FOLDS)]
+    gram = torch.stack([x.T @ x for x, _ in parts])
+    cross = torch.stack([x.T @ y for x, y in parts])
     scale = RIDGE * len(targets) * torch.eye(regressors.shape[1])
-    for held in range(FOLDS):
-        inside, outside = fold == held, fold != held
-        seen = regressors[outside]
-        weights = torch.linalg.solve(seen.T @ seen + scale, seen.T @ targets[outside])
-        left[inside] = targets[inside] - regressors[inside] @ weights
+    weights = torch.linalg.solve(gram.sum(0) - gram + scale, cross.sum(0) - cross)
+    left = torch.empty_like(targets)
+    for held, (x, y) in enumerate(parts):
+        left[fold == held] = y - x @ weights[held]
     return left
 
 
