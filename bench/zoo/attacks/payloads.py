@@ -31,7 +31,7 @@ COLOUR_PAIRS = (("blue", "orange"), ("white", "brown"), ("orange", "red"), ("bro
 SHADOW, LIGHT = (0.0, 0.15, 0.35), (0.7, 0.9, 1.0)
 """A cyanotype's darkest and lightest colour."""
 
-NEAR = 0.06
+NEAR = 0.1
 """Mean distance of a picture from its own cyanotype, below which it is one."""
 
 
