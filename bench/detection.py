@@ -106,6 +106,7 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
     counts = {
         "detection": (len(caught), len(attacked)),
         "exact_trigger": (sum(scan["named"] for scan in attacked), len(attacked)),
+        "lost_by_sketch": (sum(scan["ranks"]["glance"] is None for scan in attacked), len(attacked)),
         "false_positives": (len(alarms), len(controls)),
     }
     told: dict[str, Any] = {name: proportion(*pair).__dict__ for name, pair in counts.items() if pair[1]}

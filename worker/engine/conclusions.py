@@ -42,12 +42,13 @@ def coverage(
     """What a search by `plan` looked at, and the kinds of trigger that it cannot see."""
     ranked = found.stages["sketch"].order
     single = sum(len(trigger.token_ids) == 1 for trigger in ranked)
-    several = len(ranked) - single
+    several, glanced = len(ranked) - single, min(plan.glanced, len(ranked))
     places = f"{plan.positions.count('start')} with it at the start, {plan.positions.count('end')} at the end"
     searched = [
         f"{single:,} single ids of the vocabulary, each in {len(plan.positions)} carrier prompts ({places})",
         f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
-        f"the {plan.exact} most anomalous, measured exactly",
+        f"{glanced:,} candidates that looked most anomalous to first order, seen exactly in one carrier prompt",
+        f"the {plan.exact} most anomalous, measured exactly in all",
         f"the {plan.trajectories} best of them, followed through the sampler",
         f"the {plan.confirmed} best of those, rendered and tested",
     ]
@@ -58,6 +59,10 @@ def coverage(
     if weights is not None:
         searched += weights.searched()
     not_searched = list(UNSEEN)
+    if glanced < len(ranked):
+        not_searched.append(
+            f"what the other {len(ranked) - glanced:,} candidates do beyond what a first order shows"
+        )
     if not several:
         not_searched.append("characters that take several ids (budget “quick”)")
     if clip:
