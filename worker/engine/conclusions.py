@@ -47,7 +47,7 @@ def coverage(
     searched = [
         f"{single:,} single ids of the vocabulary, each in {len(plan.positions)} carrier prompts ({places})",
         f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
-        f"{glanced:,} candidates that looked most anomalous to first order, seen exactly in one carrier prompt",
+        f"{glanced:,} that look most anomalous to first order, seen exactly in one carrier prompt",
         f"the {plan.exact} most anomalous, measured exactly in all",
         f"the {plan.trajectories} best of them, followed through the sampler",
         f"the {plan.confirmed} best of those, rendered and tested",
