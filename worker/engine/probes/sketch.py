@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 GRID = 4
 PROBES_PER_CELL = 2
 TAIL = 4
-BATCH, BATCH_CPU = 2048, 64
+BATCH, BATCH_CPU = 512, 64
 """Candidates at once. On a CPU so few that what a layer makes of them stays in its cache."""
 
 
