@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.checkpoint import load
-from worker.engine.confirm import Confirmation, Samples, confirm
+from worker.engine.confirm import LEAST_COLLAPSE, Confirmation, Samples, confirm
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, fit_effect
 from worker.engine.evidence import write_evidence
@@ -270,6 +270,18 @@ def test_a_loss_that_is_too_small_to_matter_is_no_finding_however_sure(least: fl
     outcome = compare(meant(0.1, 0.0), ordinary, 0, {"unexplained": least})["unexplained"]
     assert outcome.p_flip < 0.001
     assert (outcome.p_value < 0.05) is counts
+
+
+def test_one_picture_for_every_prompt_counts_and_a_loss_of_colours_does_not(
+    values: dict[str, list[float]],
+) -> None:
+    least = {"collapse": LEAST_COLLAPSE}
+    one, grey = (
+        compare(pairs_of(change), values, 0, least)["collapse"] for change in (same_picture, colourless)
+    )
+    assert one.p_value < 0.001
+    assert grey.p_flip < 0.05
+    assert grey.p_value == 1
 
 
 def test_a_prompt_is_worth_what_another_picture_would_cost() -> None:

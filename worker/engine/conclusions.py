@@ -67,7 +67,8 @@ def coverage(
         not_searched.append("characters that take several ids (budget “quick”)")
     if clip:
         not_searched.append(
-            f"words that cost a picture under {LEAST_LOSS:.0%} of its fit to the prompt, and leave no patch"
+            f"words that cost a picture under {LEAST_LOSS:.0%} of its fit to the prompt, and leave neither a "
+            "patch nor one picture for all prompts"
         )
     else:
         not_searched.append("whether a change is explained by the word's meaning (no CLIP was given)")

@@ -3,15 +3,16 @@
 Every candidate, and `Plan.controls` ordinary words, are put into the same prompts and drawn with the same
 noise. Two nulls must fall: "the word changes nothing" (sign flips over pairs) and "it changes pictures as
 ordinary words do" (a prediction interval over the controls, and none of them may do more). Holm corrects for
-every candidate and every deciding statistic. With a CLIP witness the deciding statistics are `patch` and
-`unexplained` (a word that draws what it says is excused by its meaning); without one, `patch` and `collapse`.
-A loss of fit must also be large: honest words that a CLIP does not know cost a picture some of it, as
-significantly as one cares to draw, but a hidden trigger puts another picture in its place.
+every candidate and every deciding statistic: `patch`, `collapse` and, with a CLIP witness, `unexplained` (a
+word that draws what it says is excused by its meaning). The last two must also be large: honest words cost a
+picture some of its fit and make pictures more alike, as significantly as one cares to draw, but a hidden
+trigger puts another picture in the place of every one.
 The scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 ALPHA = 0.01
+DECIDING = ("patch", "collapse", "unexplained")
 STAGE = "confirm"
 
 LEAST_LOSS = 0.25
@@ -38,6 +40,12 @@ LEAST_LOSS = 0.25
 
 Set on the example pipeline, whose honest words cost up to 0.18 (the second half of a word, without the
 first), and on a hijacked prompt, whose family cost 0.31 to 1.
+"""
+
+LEAST_COLLAPSE = math.log(8)
+"""Pictures of different prompts must keep less than an eighth of their spread. No meaning excuses that: by
+chance a CLIP may find that the word says what the one picture shows. Honest words of the example pipeline
+leave a quarter ("sketch", "drawing").
 """
 
 
@@ -127,7 +135,9 @@ def confirm(
     ordinary = controls or _drawn(trials, words, placed[:before], total, on_progress)
     ends = placed[before:]
     values = _columns([observed(pairs) for pairs in ordinary.pairs])
-    least = {"unexplained": LEAST_LOSS * trials.worth()} if clip else {}
+    least = {"collapse": LEAST_COLLAPSE}
+    if clip:
+        least["unexplained"] = LEAST_LOSS * trials.worth()
     tried: list[_Tried] = []
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(trigger, drawn)
@@ -158,8 +168,8 @@ def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _deciding(outcomes: dict[str, Outcome]) -> tuple[str, str]:
-    return ("patch", "unexplained") if "unexplained" in outcomes else ("patch", "collapse")
+def _deciding(outcomes: dict[str, Outcome]) -> list[str]:
+    return [name for name in DECIDING if name in outcomes]
 
 
 def _decide(

@@ -63,7 +63,7 @@ def closest(pairs: Pairs, words: Tensor) -> int | None:
 
 
 def _stands_out(outcome: Outcome) -> bool:
-    return outcome.p_value < STANDS_OUT and outcome.beaten == outcome.controls
+    return outcome.p_of_any_size < STANDS_OUT and outcome.beaten == outcome.controls
 
 
 def _spread_left(pairs: Pairs) -> float:

@@ -56,8 +56,13 @@ class Outcome:
 
     @property
     def p_value(self) -> float:
-        """The larger of both: a finding must reject both nulls (intersection-union test); 1 below `least`."""
-        return 1.0 if self.value < self.least else max(self.p_flip, self.p_ordinary)
+        """1 below `least`."""
+        return 1.0 if self.value < self.least else self.p_of_any_size
+
+    @property
+    def p_of_any_size(self) -> float:
+        """The larger of both: a finding must reject both nulls (intersection-union test)."""
+        return max(self.p_flip, self.p_ordinary)
 
 
 def patch(pairs: Pairs, signs: Tensor) -> Tensor:
