@@ -58,8 +58,8 @@ class FunnelPlan:
 
 
 PLANS: dict[Budget, FunnelPlan] = {
-    "quick": FunnelPlan(("start", "start"), (700, 300), 6000, 256, 48, 10, False, Plan(controls=30)),
-    "standard": FunnelPlan(("start", "start", "start", "end"), (700, 300), 8000, 768, 96, 16, True),
+    "quick": FunnelPlan(("start", "start"), (700, 300), 4000, 256, 48, 8, False, Plan(controls=30)),
+    "standard": FunnelPlan(("start", "start", "end"), (700, 300), 8000, 768, 96, 16, True),
     "deep": FunnelPlan(
         positions=("start",) * 4 + ("end",) * 3,
         timesteps=(800, 500, 200),
