@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FunnelPlan:
     """positions: one view each. glanced, exact, trajectories, confirmed: how many candidates each cut keeps.
+    unsketched: views that only the exact probes look at, for whom one more costs little.
 
     trials: how the last ones are drawn.
     """
@@ -55,11 +56,19 @@ class FunnelPlan:
     confirmed: int
     glyphs: bool
     trials: Plan = field(default_factory=Plan)
+    unsketched: tuple[int, ...] = ()
+
+    @property
+    def sketched(self) -> list[int]:
+        """The views that the sketch looks at."""
+        return [place for place in range(len(self.positions)) if place not in self.unsketched]
 
 
 PLANS: dict[Budget, FunnelPlan] = {
     "quick": FunnelPlan(("start", "start"), (700, 300), 4000, 256, 48, 8, False, Plan(controls=30)),
-    "standard": FunnelPlan(("start", "start", "end"), (700, 300), 8000, 768, 96, 16, True),
+    "standard": FunnelPlan(
+        ("start", "start", "start", "end"), (700, 300), 8000, 768, 96, 16, True, unsketched=(2,)
+    ),
     "deep": FunnelPlan(
         positions=("start",) * 4 + ("end",) * 3,
         timesteps=(800, 500, 200),
@@ -88,7 +97,9 @@ class Ranked:
 
 @dataclass
 class Search:
-    """What the funnel kept and what each stage saw. sketched (N,K,T,R): of `candidates`, for `kin`."""
+    """What the funnel kept and what each stage saw. sketched (N,K,T,R): of `candidates`, for `kin`, at the
+    views numbered in `sketched_at`.
+    """
 
     finalists: list[Trigger] = field(default_factory=list)
     stages: dict[str, Ranked] = field(default_factory=dict)
@@ -96,6 +107,7 @@ class Search:
     views: list[View] = field(default_factory=list)
     candidates: list[Trigger] = field(default_factory=list)
     sketched: Tensor = field(default_factory=lambda: torch.empty(0))
+    sketched_at: list[int] = field(default_factory=list)
 
     def holds(self, trigger: Trigger) -> bool:
         """Whether the trigger was among the candidates that were sketched."""
@@ -147,20 +159,25 @@ def _sketched(
     on_progress: OnProgress,
 ) -> tuple[list[Trigger], dict[str, Tensor]]:
     """What is left, and what each criterion says of it."""
-    tower = tower_of(pipeline)
-    drawn = sketch(pipeline, tower, found.views, candidates, seed, on_progress=on_progress)
-    found.candidates, found.sketched = candidates, drawn.values
+    seen = [found.views[place] for place in plan.sketched]
+    drawn = sketch(pipeline, tower_of(pipeline), seen, candidates, seed, on_progress=on_progress)
+    found.candidates, found.sketched, found.sketched_at = candidates, drawn.values, plan.sketched
     found.costs.add("sketch", drawn.cost)
     began = time.perf_counter()
-    criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, found.views, seed)}
+    criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, seen, seed)}
     found.costs.add("sketch", Cost(seconds=time.perf_counter() - began))
-    criteria |= _texts(candidates, drawn, found, witness, on_progress)
+    criteria |= _texts(candidates, drawn, seen, found, witness, on_progress)
     kept = _cut("sketch", candidates, criteria, found, plan.glanced)
     return [candidates[index] for index in kept], {name: z[kept] for name, z in criteria.items()}
 
 
 def _texts(
-    candidates: list[Trigger], drawn: Sketch, found: Search, witness: Witness | None, on_progress: OnProgress
+    candidates: list[Trigger],
+    drawn: Sketch,
+    seen: list[View],
+    found: Search,
+    witness: Witness | None,
+    on_progress: OnProgress,
 ) -> dict[str, Tensor]:
     """Text-encoder criteria; none where the witness proves the encoder untouched."""
     began = time.perf_counter()
@@ -170,7 +187,7 @@ def _texts(
     elif witness.identical:
         criteria = {}
     else:
-        pristine = witness.eos(found.views, candidates)
+        pristine = witness.eos(seen, candidates)
         criteria = {"collapse": collapse(drawn.eos, pristine)}
         if pristine.shape == drawn.eos.shape:
             criteria["drift"] = drift(drawn.eos, pristine)

@@ -56,9 +56,10 @@ class _Mark:
         """(M,C,h,w): effects (M,K,T,C,h,w) in these places, the mean over views and timesteps."""
         return effects[:, self.views].mean((1, 2)) * self.places
 
-    def of_sketch(self, sketched: Tensor) -> Tensor:
-        """(M,K',T,R'): sketched effects (M,K,T,R) at these views, by the probes of these places."""
-        return sketched[:, self.views][..., probes_at(self.places)]
+    def of_sketch(self, sketched: Tensor, at: list[int]) -> Tensor:
+        """(M,K',T,R'): effects (M,K,T,R) of the views `at`, at these views, by probes of these places."""
+        mine = [place for place, view in enumerate(at) if view in self.views]
+        return sketched[:, mine][..., probes_at(self.places)]
 
 
 def kin(
@@ -123,7 +124,7 @@ def _sketched(found: Search, own: Sequence[Trigger], marks: Sequence[_Mark]) -> 
     each = min(max(1, EXACT // len(rows)), len(centred) - len(rows))
     near: set[int] = set()
     for row, mark in zip(rows, marks, strict=True):
-        placed = mark.of_sketch(centred)
+        placed = mark.of_sketch(centred, found.sketched_at)
         share = _share(placed[row], placed)
         share[rows] = -torch.inf
         near.update(share.topk(each).indices.tolist())
