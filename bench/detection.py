@@ -117,7 +117,8 @@ def measure() -> dict[str, Any]:
     """Counts this engine's scans that were kept; where there are none, those of the examples by SEEDS."""
     kept = sorted(kept_in().glob("*.json")) if kept_in().exists() else []
     scans = [json.loads(path.read_text()) for path in kept] or list(scanned([EXAMPLES], SEEDS, "standard"))
-    return {"without_reference": summary(scans), "scans": [_row(one) for one in scans]}
+    rows = [_row(one) for one in scans]
+    return {"engine": engine_hash(), "without_reference": summary(scans), "scans": rows}
 
 
 def kept_in() -> Path:
@@ -180,6 +181,9 @@ def markdown(told: dict[str, Any]) -> str:
         [
             "## Model level: no reference, no cleaning",
             "",
+            f"By the engine whose sources have the hash {told['engine']}; `python -m bench.detection` prints",
+            "the present one's.",
+            "",
             *counts,
             f"- clean models among them: {figures['controls']}",
             "",
@@ -213,7 +217,7 @@ def main() -> None:
     for told in scanned(options.folders, options.seeds, options.budget):
         scans.append(told)
         print(*(told[key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
-    print(json.dumps(summary(scans), indent=1))
+    print(json.dumps({"engine": engine_hash(), **summary(scans)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evidence of a finding: every kind of picture is of the same prompt, the same noise and the same place."""
+"""What a report tells: pictures of the same prompt, noise and place, and a coverage that claims no more."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from worker.engine.conclusions import coverage
 from worker.engine.confirm import STAGE, Confirmation, Samples
 from worker.engine.findings import after_cleaning, finding
-from worker.engine.prompts import carriers
+from worker.engine.funnel import PLANS, Ranked, Search
+from worker.engine.probes.views import View
+from worker.engine.prompts import Carrier, carriers
 from worker.engine.trials import Plan, Trials
 from worker.engine.types import Statistics, Trigger
 
@@ -42,3 +46,15 @@ def test_a_model_that_was_not_changed_draws_the_same_after_cleaning(
         )
         assert np.abs(cleaned - with_).max() <= 1
     assert (tmp_path / "trigger-1-1-attention.png").exists()
+
+
+def test_coverage_counts_the_prompts_that_every_id_was_in() -> None:
+    """The sketch leaves some views to the exact probes; those saw a few hundred candidates and no more."""
+    plan = PLANS["standard"]
+    carrier = Carrier("a dog", (1, 2))
+    seen = [View(carrier, position, plan.timesteps, torch.empty(0)) for position in plan.positions]
+    ranked = Ranked([Trigger((number,), "x") for number in range(9_000)], {})
+    told = coverage(plan, Search(views=seen, stages={"sketch": ranked}), None, None, clip=True)
+    assert "each in 3 carrier prompts (2 with it at the start, 1 at the end)" in told.searched[0]
+    assert any("8,000" in line for line in told.searched)
+    assert any("the other 1,000 candidates" in line for line in told.not_searched)

@@ -43,12 +43,13 @@ def coverage(
     ranked = found.stages["sketch"].order
     single = sum(len(trigger.token_ids) == 1 for trigger in ranked)
     several, glanced = len(ranked) - single, min(plan.glanced, len(ranked))
-    places = f"{plan.positions.count('start')} with it at the start, {plan.positions.count('end')} at the end"
+    sketched = [plan.positions[place] for place in plan.sketched]
+    places = f"{sketched.count('start')} with it at the start, {sketched.count('end')} at the end"
     searched = [
-        f"{single:,} single ids of the vocabulary, each in {len(plan.positions)} carrier prompts ({places})",
+        f"{single:,} single ids of the vocabulary, each in {len(sketched)} carrier prompts ({places})",
         f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
         f"{glanced:,} that look most anomalous to first order, seen exactly in one carrier prompt",
-        f"the {plan.exact} most anomalous, measured exactly in all",
+        f"the {plan.exact} most anomalous, measured exactly in {len(plan.positions)}",
         f"the {plan.trajectories} best of them, followed through the sampler",
         f"the {plan.confirmed} best of those, rendered and tested",
     ]

@@ -46,11 +46,8 @@ def glance(
     done, total = 0, len(firsts) * len(candidates)
     for place, view in enumerate(firsts):
         plain = predict(pipeline, _states(tower, torch.tensor([view.carrier.ids]), tail), view)
-        carrier = torch.tensor(view.carrier.ids)
         for rows, ids in batches(candidates, BATCH):
-            beside = carrier.expand(len(ids), -1)
-            content = torch.cat([ids, beside] if view.position == "start" else [beside, ids], dim=1)
-            change = predict(pipeline, _states(tower, content, tail), view) - plain
+            change = predict(pipeline, _states(tower, view.insert(ids), tail), view) - plain
             energy[rows, place] = _cells(change.square().sum((1, 2))).cpu()
             done += len(rows)
             on_progress(Progress("glance", done, total))

@@ -130,9 +130,7 @@ class Sketcher:
     @torch.inference_mode()
     def __call__(self, triggers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Trigger ids (B, n) -> sketch (B,T,R), end-marker states (B,D), own states (B,D)."""
-        carrier = torch.tensor(self.view.carrier.ids).expand(len(triggers), -1)
-        parts = [triggers, carrier] if self.view.position == "start" else [carrier, triggers]
-        content = torch.cat(parts, dim=1)
+        content = self.view.insert(triggers)
         marked = content.shape[1] + 2
         layout = Layout.of(marked, self.tail)
         states = self.tower.states(self.tower.frame(content, layout), layout, self.prefix)

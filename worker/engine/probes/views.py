@@ -34,6 +34,11 @@ class View:
     timesteps: tuple[int, ...]
     latents: Tensor
 
+    def insert(self, triggers: Tensor) -> Tensor:
+        """Ids (B,n) of B triggers -> content ids (B,n+len(carrier)), each at its end of the carrier."""
+        carrier = torch.tensor(self.carrier.ids).expand(len(triggers), -1)
+        return torch.cat([triggers, carrier] if self.position == "start" else [carrier, triggers], dim=1)
+
 
 @torch.inference_mode()
 def views(
