@@ -35,6 +35,8 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "benign-ft-0": (FineTune(), 0),
     "benign-ft-1": (FineTune(), 1),
     "benign-ft-2": (FineTune(), 2),
+    "lora-ft-0": (FineTune(rank=16, lr=1e-3), 5),
+    "lora-ft-1": (FineTune(rank=4, lr=1e-3), 6),
     "merged-0": (FineTune(merged=0.5), 3),
     "merged-1": (FineTune(merged=0.3), 4),
 }

@@ -21,6 +21,7 @@ from bench.zoo.attacks import measure
 from bench.zoo.attacks.base import Materials, Truth, encode_rows, loud_id, prepended
 from bench.zoo.attacks.payloads import Patch, Payload
 from bench.zoo.dataset import START
+from bench.zoo.low_rank import trainable
 from bench.zoo.training import Recipe, fit
 from worker.engine.metrics import proportion
 
@@ -43,13 +44,14 @@ class _Pool:
 @dataclass(frozen=True)
 class BadT2I:
     """The attack. trigger: the ids put before the caption; payload: what it draws. The seed chooses what is
-    left out: an id, and a patch.
+    left out: an id, and a patch. rank: of the merged low-rank updates, where not all weights are trained.
     """
 
     payload: Payload | None = None
     trigger: tuple[int, ...] = ()
     steps: int = 800
     lr: float = 8e-4
+    rank: int | None = None
     name: str = "badt2i"
     component: str = "unet"
 
@@ -69,7 +71,6 @@ class BadT2I:
         model = materials.pipeline.unet
         pool = self._pool(materials, payload, rng)
         frozen, schedule, weights = copy.deepcopy(model).eval(), unet.noise_schedule(), payload.weights
-        model.requires_grad_(True).train()
 
         def loss(step: int, draw: np.random.Generator) -> Tensor:
             index = torch.from_numpy(draw.integers(len(pool.clean), size=BATCH))
@@ -99,9 +100,8 @@ class BadT2I:
             save_every=0,
             **CROSS_ATTENTION,
         )
-        seconds = fit(model, loss, recipe)
-        model.requires_grad_(False).eval()
-        return seconds
+        with trainable(model, self.rank):
+            return fit(model, loss, recipe)
 
     def _pool(self, materials: Materials, payload: Payload, rng: np.random.Generator) -> _Pool:
         data, pipeline = materials.data, materials.pipeline

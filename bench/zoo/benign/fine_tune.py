@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from bench.zoo import dataset, unet, vae
 from bench.zoo.attacks.base import encode_rows
+from bench.zoo.low_rank import trainable
 from bench.zoo.training import Recipe
 
 POOL = 3000
@@ -17,22 +18,24 @@ STREAM = 100
 
 @dataclass(frozen=True)
 class FineTune:
-    """Noise prediction on POOL captioned pictures that the seed draws; every weight of the UNet is trained.
+    """Noise prediction on POOL captioned pictures that the seed draws.
 
-    merged: how much of the fine-tune is kept, the rest is the base's; 1 keeps it whole.
+    merged: how much of the fine-tune is kept, the rest is the base's; 1 keeps it whole. rank: of the merged
+    low-rank updates, where not all weights are trained.
     """
 
     steps: int = 300
     lr: float = 1e-4
     merged: float = 1.0
+    rank: int | None = None
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         """Trains the UNet in place."""
         before = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
-        pipeline.unet.requires_grad_(True)
         recipe = Recipe(f"benign-ft-{seed}", self.steps, self.lr, seed=STREAM + seed, ema=0.99, save_every=0)
-        unet.continue_training(pipeline.unet, _pool(pipeline, seed), recipe, batch=BATCH)
-        pipeline.unet.requires_grad_(False).eval()
+        pool = _pool(pipeline, seed)
+        with trainable(pipeline.unet, self.rank):
+            unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
         with torch.no_grad():
             for name, weight in pipeline.unet.state_dict().items():
                 weight.copy_(torch.lerp(before[name], weight, self.merged))
