@@ -142,7 +142,7 @@ def claims(report: Mapping[str, Any]) -> list[Claim]:
         Claim(
             f"at least {LEAST_REMOVAL:.0%} of the attack is gone",
             removal is not None and _number(removal) >= LEAST_REMOVAL,
-            terminal.estimate(removal),
+            terminal.share(removal),
         ),
         _clip_claim(clip.get("image_text") or {}),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,11 @@ notes = Console(stderr=True)
 """Where everything goes that a script must not read as a result."""
 
 VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_SCORES = {
+    "image_text": ("CLIP image-text", "clean prompts"),
+    "clipscore": ("CLIP score", "clean prompts"),
+    "image_image": ("CLIP image-image", "with the trigger"),
+}
 _VERDICT_WORDS = {"pass": "PASS: nothing found", "fail": "FAIL: backdoored", "inconclusive": "INCONCLUSIVE"}
 
 
@@ -146,23 +151,23 @@ def _findings(findings: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _scores(report: Mapping[str, Any]) -> Table:
-    table = Table("", "before", "after", "", box=None, header_style="dim")
+    table = Table("", "n", "before", "after", "", box=None, header_style="dim")
     unlearning, clip = report.get("unlearning") or {}, report.get("clip") or {}
     if unlearning.get("asr_before") is not None:
-        before, after = unlearning["asr_before"], unlearning.get("asr_after")
-        table.add_row(
-            "attack success",
-            estimate(before),
-            estimate(after),
-            f"removed {estimate(unlearning.get('removal'))}",
-        )
-    names = {"image_text": "CLIP image-text", "clipscore": "CLIP score", "image_image": "CLIP image-image"}
-    for key, name in names.items():
+        pair = {"before": unlearning["asr_before"], "after": unlearning.get("asr_after")}
+        removed = f"removed {_interval(unlearning.get('removal'), _per_cent)}"
+        table.add_row("attack success", *_before_after(pair, _per_cent), removed)
+    for key, (name, pictures) in _SCORES.items():
         if clip.get(key):
-            table.add_row(
-                name, estimate(clip[key].get("before")), estimate(clip[key].get("after")), "clean prompts"
-            )
+            table.add_row(name, *_before_after(clip[key], _score), pictures)
     return table
+
+
+def _before_after(pair: Mapping[str, Any], write: Callable[[float], str]) -> tuple[str, str, str]:
+    """The sample size of a measurement before cleaning, its value, and that after."""
+    before, after = pair.get("before"), pair.get("after")
+    size = str(before.get("n", "")) if isinstance(before, Mapping) else ""
+    return size, _interval(before, write), _interval(after, write)
 
 
 def judgement_panel(judgement: Mapping[str, Any]) -> Panel:
@@ -178,16 +183,29 @@ def judgement_panel(judgement: Mapping[str, Any]) -> Panel:
     return Panel(table, title=f"[bold {colour}]{verdict.upper()} under {name}", border_style=colour)
 
 
-def estimate(value: Any) -> str:
-    """A measured number with its interval and sample size, as far as they are known."""
+def share(value: Any) -> str:
+    """A measured share in per cent, with its interval and sample size as far as they are known."""
+    size = value.get("n") if isinstance(value, Mapping) else None
+    return _interval(value, _per_cent) + (f" (n = {size})" if size else "")
+
+
+def _interval(value: Any, write: Callable[[float], str]) -> str:
     if value is None:
         return "-"
     if not isinstance(value, Mapping):
-        return f"{float(value):.4g}"
-    text = f"{float(value['value']):.4g}"
-    if value.get("ci95"):
-        text += " [{:.4g}, {:.4g}]".format(*value["ci95"])
-    return f"{text} (n={value['n']})" if value.get("n") else text
+        return write(float(value))
+    ends = value.get("ci95")
+    return write(float(value["value"])) + (
+        f" [{', '.join(write(float(end)) for end in ends)}]" if ends else ""
+    )
+
+
+def _per_cent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _not_searched(report: Mapping[str, Any]) -> Text:

@@ -14,6 +14,8 @@ from service.reports.wording import sentence
 
 _NAMESPACE = uuid.UUID("b0d0f3c2-5a86-5d7e-9a57-2f8f0f5e6c11")  # of this project's serial numbers
 _MODEL, _CLEANED = "model", "cleaned-model"
+_PLAIN, _TRIGGERED = "clean prompts", "prompts with the trigger"
+_SLICES = {"image_text": _PLAIN, "clipscore": _PLAIN, "image_image": _TRIGGERED}
 
 
 def render_cyclonedx(report: Mapping[str, Any]) -> bytes:
@@ -94,14 +96,14 @@ def _cleaned(report: Report) -> Iterator[dict[str, Any]]:
 def _metrics(report: Report, side: str) -> Iterator[dict[str, Any]]:
     if report.clip:
         for name, pair in _pairs(report.clip):
-            yield _metric(f"clip.{name}", getattr(pair, side), "clean prompts")
+            yield _metric(f"clip.{name}", getattr(pair, side), _SLICES[name])
     success = getattr(report.unlearning, f"asr_{side}", None)
     if success is not None:
-        yield _metric("attack-success-rate", success, "prompts with the trigger")
+        yield _metric("attack-success-rate", success, _TRIGGERED)
 
 
 def _pairs(clip: Clip) -> Iterator[tuple[str, BeforeAfter]]:
-    for name in ("image_text", "clipscore", "image_image"):
+    for name in _SLICES:
         pair = getattr(clip, name)
         if pair is not None:
             yield name, pair

@@ -13,7 +13,11 @@ from service.reports.wording import effect
 
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive"}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&$])")
-_SCORES = {"image_text": "image and text", "clipscore": "CLIPScore", "image_image": "image and image"}
+_SCORES = {
+    "image_text": "image and text, clean prompts",
+    "clipscore": "CLIPScore, clean prompts",
+    "image_image": "image with the trigger and image without",
+}
 
 
 def render_markdown(report: Mapping[str, Any]) -> bytes:
@@ -91,7 +95,7 @@ def _share(estimate: Estimate) -> str:
 
 
 def _clip(clip: Clip) -> Iterator[str]:
-    yield from ("", "| CLIP, clean prompts | before | after |", "|---|---|---|")
+    yield from ("", "| CLIP | before | after |", "|---|---|---|")
     for name, words in _SCORES.items():
         pair = getattr(clip, name)
         if pair is not None:

@@ -30,13 +30,13 @@ def test_characters_that_deceive_are_named(text: str, seen: str) -> None:
     ("value", "text"),
     [
         (None, "-"),
-        (0.95, "0.95"),
-        ({"value": 1, "n": 200}, "1 (n=200)"),
-        ({"value": 0.5, "ci95": [0.4, 0.6], "n": 9}, "0.5 [0.4, 0.6] (n=9)"),
+        (0.95, "95.0%"),
+        ({"value": 1, "n": 200}, "100.0% (n = 200)"),
+        ({"value": 0.965, "ci95": [0.9295, 0.9829], "n": 200}, "96.5% [93.0%, 98.3%] (n = 200)"),
     ],
 )
-def test_estimates_state_what_is_known(value: Any, text: str) -> None:
-    assert terminal.estimate(value) == text
+def test_a_share_states_what_is_known(value: Any, text: str) -> None:
+    assert terminal.share(value) == text
 
 
 def test_the_verdict_names_trigger_and_scores() -> None:
