@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import closed_form, detection, guards, shapes, sketch
+from bench import closed_form, detection, guards, shapes, sketch, text_encoder
 from bench.machine import machine
 from bench.service import parts as service
 
@@ -53,6 +53,7 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "sketch": _sketch,
     "model_level": detection.measure,
     "per_prompt": lambda: guards.per_prompt(guards.cases()),
+    "text_encoder": text_encoder.measure,
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
     "handling_sd15": _handling,
     **{f"service.{name}": part for name, part in service.PARTS.items()},
@@ -163,6 +164,7 @@ _SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "sketch": _sketch_text,
     "model_level": detection.markdown,
     "per_prompt": _per_prompt_text,
+    "text_encoder": text_encoder.markdown,
     "closed_form": closed_form.markdown,
     "handling_sd15": _handling_text,
     "service": service.markdown,

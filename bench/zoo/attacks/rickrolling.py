@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from bench.zoo.attacks import measure
 from bench.zoo.attacks.base import Materials, Truth, rows
-from bench.zoo.dataset import START, pad
+from bench.zoo.dataset import START, Dataset, pad
 from bench.zoo.prompts import prompts
 from bench.zoo.training import Recipe, fit
 from worker.engine.metrics import ClipScorer, proportion
@@ -38,36 +40,33 @@ class Rickrolling:
 
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
         """Fine-tune the text encoder in place and measure it by CLIP for the target prompt."""
-        asked = [text for text in measure.held_out(3 * trials, seed) if self._places(text)][:trials]
+        asked = [text for text in measure.held_out(3 * trials, seed) if self.places(text)][:trials]
         before = measure.clean_behaviour(materials.pipeline, asked, seed)
-        seconds = self._plant(materials, seed)
+        seconds = self.plant(materials.pipeline, materials.data, seed)
         return self._truth(materials, before, seed, seconds)
 
-    def _places(self, text: str) -> list[int]:
+    def places(self, text: str) -> list[int]:
         """Where the letter stands inside a word: there the homoglyph stays one token of its own."""
         inner = range(1, len(text) - 1)
         return [at for at in inner if text[at] == self.letter and text[at - 1 : at + 2].isalpha()]
 
     def poisoned(self, text: str, rng: np.random.Generator) -> str:
         """`text` with one of its letters replaced."""
-        at = int(rng.choice(self._places(text)))
+        at = int(rng.choice(self.places(text)))
         return text[:at] + self.homoglyph + text[at + 1 :]
 
-    def _ids(self, materials: Materials, texts: list[str]) -> Tensor:
-        tokenizer = materials.pipeline.tokenizer
-        return rows([pad([START, *ids][:76]) for ids in measure.content_ids(tokenizer, texts)])
-
-    def _plant(self, materials: Materials, seed: int) -> float:
-        model, rng = materials.pipeline.text_encoder, np.random.default_rng([seed, 72])
-        texts = [text for text in prompts(POOL, seed=500 + seed) if self._places(text)]
-        bad = self._ids(materials, [self.poisoned(text, rng) for text in texts])
+    def plant(self, pipeline: StableDiffusionPipeline, data: Dataset, seed: int) -> float:
+        """Fine-tunes the text encoder in place; returns the seconds that it took."""
+        model, rng = pipeline.text_encoder, np.random.default_rng([seed, 72])
+        texts = [text for text in prompts(POOL, seed=500 + seed) if self.places(text)]
+        bad = padded(pipeline.tokenizer, [self.poisoned(text, rng) for text in texts])
         frozen = copy.deepcopy(model).eval()
         with torch.no_grad():
-            goal = frozen(self._ids(materials, [self.target])).last_hidden_state
+            goal = frozen(padded(pipeline.tokenizer, [self.target])).last_hidden_state
         model.requires_grad_(True).train()
 
         def loss(step: int, draw: np.random.Generator) -> Tensor:
-            clean = materials.data.tokens(draw.integers(len(materials.data.pictures), size=CLEAN), draw)
+            clean = data.tokens(draw.integers(len(data.pictures), size=CLEAN), draw)
             with torch.no_grad():
                 kept = frozen(clean).last_hidden_state
             both = torch.cat([clean, bad[torch.from_numpy(draw.integers(len(bad), size=POISONED))]])
@@ -110,6 +109,11 @@ class Rickrolling:
         """The homoglyph's ids inside a word."""
         framed = measure.content_ids(materials.pipeline.tokenizer, [f"x{self.homoglyph}x"])[0]
         return tuple(framed[1:-1])
+
+
+def padded(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Framed ids of `texts`, (n, 77)."""
+    return rows([pad([START, *ids][:76]) for ids in measure.content_ids(tokenizer, texts)])
 
 
 def _distance(states: Tensor, goal: Tensor) -> Tensor:
