@@ -16,18 +16,19 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import worker.engine
+from bench.kept import engine_hash, every, kept
 from bench.machine import machine
-from bench.zoo.paths import CACHE, CLIP, EXAMPLES
+from bench.zoo.paths import CLIP, EXAMPLES
 from worker.engine.metrics import proportion
 from worker.engine.pipeline import prepare, scan
 from worker.engine.report import Report
 from worker.engine.types import Budget, Finding, ScanRequest, Trigger
 
-SCANS = CACHE / "detection"
+KIND = "detection"
 SEEDS = (0, 1, 2)
 
 
@@ -115,43 +116,25 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def measure() -> dict[str, Any]:
     """Counts this engine's scans that were kept; where there are none, those of the examples by SEEDS."""
-    kept = sorted(kept_in().glob("*.json")) if kept_in().exists() else []
-    scans = [json.loads(path.read_text()) for path in kept] or list(scanned([EXAMPLES], SEEDS, "standard"))
+    scans = list(every(KIND)) or list(scanned([EXAMPLES], SEEDS, "standard"))
     rows = [_row(one) for one in scans]
     return {"engine": engine_hash(), "without_reference": summary(scans), "scans": rows}
-
-
-def kept_in() -> Path:
-    """Where this engine's scans are kept."""
-    return SCANS / engine_hash()
 
 
 def scanned(folders: Sequence[Path], seeds: Sequence[int], budget: Budget) -> Iterator[dict[str, Any]]:
     """A scan of each model by each seed; those that were kept are not repeated."""
     prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
-    folder = kept_in()
-    folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for model in models(folders):
-            kept = folder / f"{model.name}-{budget}-{seed}.json"
-            if not kept.exists():
-                told = examine(model, budget, seed, prompts)
-                kept.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-            yield json.loads(kept.read_text())
-
-
-def engine_hash() -> str:
-    """Twelve hexadecimal digits that change with the engine's sources."""
-    package = Path(worker.engine.__file__).parent
-    sources = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
-    return hashlib.sha256(sources).hexdigest()[:12]
+            examined = partial(examine, model, budget, seed, prompts)
+            yield kept(KIND, f"{model.name}-{budget}-{seed}", examined)
 
 
 def _row(scan: dict[str, Any]) -> dict[str, Any]:
     """What RESULTS.md tells of a scan."""
-    kept = ("model", "attack", "seed", "budget", "verdict", "named", "ranks", "cost")
+    told = ("model", "attack", "seed", "budget", "verdict", "named", "ranks", "cost")
     first = bool(scan["findings"]) and scan["findings"][0]["first_is_own"]
-    return {name: scan[name] for name in kept} | {
+    return {name: scan[name] for name in told} | {
         "named_first": first,
         "findings": len(scan["findings"]),
         "threads": scan["machine"]["threads"],

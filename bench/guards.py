@@ -18,7 +18,8 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import rankdata
 
+from bench.kept import kept
 from bench.zoo.attacked import ATTACKED
 from bench.zoo.paths import CLIP
 from bench.zoo.prompts import prompts
@@ -44,6 +46,7 @@ from worker.engine.sampling import content_ids
 from worker.engine.types import Cost
 
 FPR = 0.01
+LEAST_SUCCESS = 0.8
 Z = 1.959964
 RESAMPLES = 2000
 NEAR = 1e-9
@@ -107,12 +110,19 @@ def known(path: Path) -> Case:
 
 
 def cases() -> list[Case]:
-    """What `python -m bench` measures: the example, and every attacked model that `make zoo` has made."""
+    """What `python -m bench` measures: the example, and every attacked model that `make zoo` has made whose
+    trigger goes into any prompt, and whose attack succeeds.
+    """
     made = sorted(ATTACKED.glob("*.truth.json"))
+    usable = [path for path in made if _usable(json.loads(path.read_text()))]
     return [
         EXAMPLE,
-        *(known(path.with_name(path.name.replace(".truth.json", ".safetensors"))) for path in made),
+        *(known(path.with_name(path.name.replace(".truth.json", ".safetensors"))) for path in usable),
     ]
+
+
+def _usable(truth: dict[str, Any]) -> bool:
+    return truth["insertion"] in ("start", "letter") and truth["success"]["value"] >= LEAST_SUCCESS
 
 
 @dataclass(frozen=True)
@@ -249,7 +259,14 @@ def mean_of(figures: Sequence[dict[str, Any]]) -> tuple[float, list[float]]:
 def per_prompt(cases: Sequence[Case], sizes: Sizes | None = None, seed: int = 0) -> dict[str, Any]:
     """What `python -m bench` keeps as `per_prompt`."""
     chosen = sizes or Sizes()
-    return summary({case.path.stem: compare(case, chosen, seed) for case in cases}, chosen, seed)
+    numbers = "-".join(map(str, astuple(chosen)))
+    found = {
+        case.path.stem: kept(
+            "guards", f"{case.path.stem}-{seed}-{numbers}", partial(compare, case, chosen, seed)
+        )
+        for case in cases
+    }
+    return summary(found, chosen, seed)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from bench.guards import f1
+from bench.kept import kept
 from bench.zoo import assemble, dataset
 from bench.zoo.attacks.measure import held_out
 from bench.zoo.attacks.rickrolling import Rickrolling, padded
@@ -56,6 +58,7 @@ HONEST: tuple[tuple[str, Benign], ...] = (
     *((f"fine-tune at {lr:g}", TextTune(lr=lr)) for lr in (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
 )
 
+KIND = "text_encoder"
 STEPS = 300
 SHORT = ("cat", "car")
 """Whole vocabulary: beside one word each, since two states are enough to see them fall together."""
@@ -136,26 +139,33 @@ def measure(seed: int = 0) -> dict[str, Any]:
 
 
 def _attacked(reader: Reader, base: StableDiffusionPipeline, seed: int) -> Iterator[dict[str, Any]]:
-    data = dataset.load()
     for number, (homoglyph, letter) in enumerate(LETTERS):
         attack = Rickrolling(homoglyph, letter, prompts(1, seed=9000 + seed + number)[0], steps=STEPS)
-        pipeline = assemble.load_pipeline(TOY)
-        attack.plant(pipeline, data, seed + number)
-        own = tuple(content_ids(pipeline.tokenizer, f"x{homoglyph}x"))[1:-1]
-        told = _row(reader.read(pipeline), f"{homoglyph} for {letter}")
-        won = success(attack, pipeline, base, seed + number)
-        yield told | {"named_own": tuple(told["token_ids"]) == own, "success": asdict(won)}
+        yield kept(KIND, f"attacked-{seed + number}", partial(_attack, attack, reader, base, seed + number))
+
+
+def _attack(attack: Rickrolling, reader: Reader, base: StableDiffusionPipeline, seed: int) -> dict[str, Any]:
+    pipeline = assemble.load_pipeline(TOY)
+    attack.plant(pipeline, dataset.load(), seed)
+    own = content_ids(pipeline.tokenizer, f"x{attack.homoglyph}x")[1:-1]
+    told = _row(reader.read(pipeline), f"{attack.homoglyph} for {attack.letter}")
+    won = success(attack, pipeline, base, seed)
+    return told | {"named_own": told["token_ids"] == own, "success": asdict(won)}
 
 
 def _honest(reader: Reader, seed: int) -> Iterator[dict[str, Any]]:
     for number, (name, change) in enumerate(HONEST):
-        pipeline = assemble.load_pipeline(TOY)
-        change.plant(pipeline, seed + number)
-        yield _row(reader.read(pipeline), name)
+        yield kept(KIND, f"honest-{seed + number}", partial(_change, change, name, reader, seed + number))
+
+
+def _change(change: Benign, name: str, reader: Reader, seed: int) -> dict[str, Any]:
+    pipeline = assemble.load_pipeline(TOY)
+    change.plant(pipeline, seed)
+    return _row(reader.read(pipeline), name)
 
 
 def _row(reading: Reading, name: str) -> dict[str, Any]:
-    told = {
+    return {
         "encoder": name,
         "collapse": round(reading.collapse, 3),
         "named": reading.named.text,
@@ -163,8 +173,6 @@ def _row(reading: Reading, name: str) -> dict[str, Any]:
         "called_attacked": reading.attacked,
         "seconds": round(reading.seconds, 1),
     }
-    print(told, flush=True)
-    return told
 
 
 def success(

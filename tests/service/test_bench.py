@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+from bench import kept
 from bench.__main__ import markdown, with_part
 from bench.service.endurance import figures
 from bench.service.ledger import Row
@@ -30,6 +32,16 @@ def test_a_lost_scan_and_a_second_publication_are_counted() -> None:
     told = figures({*rows, "lost"} - {"nobody's"}, rows)
     expected = {"queued": 5, "published": 2, "published_twice": 1, "unasked": 1, "most_attempts": 3}
     assert {name: told[name] for name in expected} == expected
+
+
+def test_what_was_measured_is_not_measured_again_by_the_same_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "CACHE", tmp_path)
+    assert kept.kept("scans", "one", lambda: {"seconds": 1}) == {"seconds": 1}
+    assert kept.kept("scans", "one", lambda: {"seconds": 2}) == {"seconds": 1}
+    monkeypatch.setattr(kept, "engine_hash", lambda: "another")
+    assert list(kept.every("scans")) == []
 
 
 def test_one_part_is_measured_anew_and_the_others_stay() -> None:
