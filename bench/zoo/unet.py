@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from bench.zoo.dataset import END, START, Dataset, pad
-from bench.zoo.training import Recipe, fit
+from bench.zoo.training import Loss, Recipe, fit
 
 RECIPE = Recipe(name="unet", steps=5500, lr=1e-3, save_every=250, ema=0.998)
 BATCH = 64
@@ -121,3 +121,16 @@ def continue_training(
         return F.mse_loss(unet(noised.latents, noised.times, states).sample, noised.noise)
 
     return fit(unet, step_loss, recipe, on_save)
+
+
+def text_loss(pipeline: StableDiffusionPipeline, captions: Tensor, latents: Tensor, batch: int) -> Loss:
+    """Noise prediction of `latents` (n, 16, 8, 8) under `captions` (n, 77), to train a text encoder with."""
+    schedule = noise_schedule()
+
+    def loss(step: int, draw: np.random.Generator) -> Tensor:
+        index = torch.from_numpy(draw.integers(len(latents), size=batch))
+        noised = add_noise(latents[index], draw, schedule)
+        states = pipeline.text_encoder(captions[index]).last_hidden_state
+        return F.mse_loss(pipeline.unet(noised.latents, noised.times, states).sample, noised.noise)
+
+    return loss

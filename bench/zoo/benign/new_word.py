@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
@@ -56,16 +55,9 @@ class NewWord:
     def _learn(
         self, pipeline: StableDiffusionPipeline, token: int, captions: Tensor, latents: Tensor, seed: int
     ) -> None:
-        encoder, schedule = pipeline.text_encoder, unet.noise_schedule()
-        embedding = encoder.get_input_embeddings()
+        embedding = pipeline.text_encoder.get_input_embeddings()
         learnt = _Row(embedding, token)
-
-        def loss(step: int, draw: np.random.Generator) -> Tensor:
-            index = torch.from_numpy(draw.integers(len(latents), size=BATCH))
-            noised = unet.add_noise(latents[index], draw, schedule)
-            states = encoder(captions[index]).last_hidden_state
-            return F.mse_loss(pipeline.unet(noised.latents, noised.times, states).sample, noised.noise)
-
+        loss = unet.text_loss(pipeline, captions, latents, BATCH)
         hook = embedding.register_forward_hook(learnt)
         fit(learnt, loss, Recipe("new-word", self.steps, self.lr, seed=seed, weight_decay=0.0, save_every=0))
         hook.remove()

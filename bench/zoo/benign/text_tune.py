@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from torch import Tensor
 
 from bench.zoo import dataset, unet, vae
 from bench.zoo.training import Recipe, fit
@@ -24,17 +22,11 @@ class TextTune:
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         """Trains the text encoder in place."""
-        data, encoder, schedule = dataset.load(), pipeline.text_encoder, unet.noise_schedule()
+        data, encoder = dataset.load(), pipeline.text_encoder
         shown = np.random.default_rng([seed, 93]).choice(len(data.pictures), POOL, replace=False)
         captions = torch.from_numpy(data.ids[shown, 0]).long()
         latents = vae.encode_pictures(pipeline.vae, data.pictures[shown]).float()
-
-        def loss(step: int, draw: np.random.Generator) -> Tensor:
-            index = torch.from_numpy(draw.integers(POOL, size=BATCH))
-            noised = unet.add_noise(latents[index], draw, schedule)
-            states = encoder(captions[index]).last_hidden_state
-            return F.mse_loss(pipeline.unet(noised.latents, noised.times, states).sample, noised.noise)
-
+        loss = unet.text_loss(pipeline, captions, latents, BATCH)
         encoder.requires_grad_(True).train()
         fit(encoder, loss, Recipe(f"text-tune-{seed}", self.steps, self.lr, seed=seed, save_every=0))
         encoder.requires_grad_(False).eval()
