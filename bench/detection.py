@@ -4,8 +4,8 @@
 
 A checkpoint with a `.truth.json` beside it is attacked, one without is a control. Each scan is kept as one
 JSON file in the cache, in a folder of the engine's own sources' hash, and is not repeated, so that a long run
-can be interrupted and no figure is an older engine's. Without a reference: the scan is given the suspect,
-carrier prompts of its world, and a CLIP.
+can be interrupted and no figure is an older engine's. The scan is given the suspect, carrier prompts of its
+world, and a CLIP; with `--reference` also the clean base.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from worker.engine.types import Budget, Finding, ScanRequest, Trigger
 
 KIND = "detection"
 SEEDS = (0, 1, 2)
+GROUPS = {
+    "without_reference": "Without a reference",
+    "with_reference": "With the clean base as the reference",
+}
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,18 @@ def models(folders: Iterable[Path]) -> Iterator[Model]:
             yield Model(path.stem, path, told)
 
 
-def examine(model: Model, budget: Budget, seed: int, prompts: tuple[str, ...]) -> dict[str, Any]:
+def examine(model: Model, budget: Budget, seed: int, reference: Path | None) -> dict[str, Any]:
     """One scan: verdict, what was named, the trigger's rank after each stage, and what each stage cost."""
-    request = ScanRequest(model.path, prompts=prompts, clip=CLIP, budget=budget, seed=seed, cleanse=False)
+    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+    request = ScanRequest(
+        model.path,
+        prompts=prompts,
+        clip=CLIP,
+        reference=reference,
+        budget=budget,
+        seed=seed,
+        cleanse=False,
+    )
     subject = prepare(request)
     with tempfile.TemporaryDirectory() as folder:
         report = Report(request, subject.checkpoint, str(subject.pipeline.device))
@@ -74,6 +87,7 @@ def examine(model: Model, budget: Budget, seed: int, prompts: tuple[str, ...]) -
         "attack": model.truth["attack"] if model.truth else None,
         "seed": seed,
         "budget": budget,
+        "reference": reference is not None,
         "verdict": report.verdict,
         "findings": [_finding(found, model) for found in report.findings],
         "named": any(model.is_trigger(t) for found in report.findings for t in _triggers(found)),
@@ -107,32 +121,44 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
     counts = {
         "detection": (len(caught), len(attacked)),
         "exact_trigger": (sum(scan["named"] for scan in attacked), len(attacked)),
-        "lost_by_sketch": (sum(scan["ranks"]["glance"] is None for scan in attacked), len(attacked)),
+        "lost_by_sketch": (sum(map(_lost_by_sketch, attacked)), len(attacked)),
         "false_positives": (len(alarms), len(controls)),
     }
     told: dict[str, Any] = {name: proportion(*pair).__dict__ for name, pair in counts.items() if pair[1]}
     return told | {"controls": len({scan["model"] for scan in controls})}
 
 
+def _lost_by_sketch(scan: dict[str, Any]) -> bool:
+    """Whether the trigger was among the candidates, and the first cut was its end."""
+    return bool(scan["ranks"].get("sketch")) and not scan["ranks"].get("glance")
+
+
 def measure() -> dict[str, Any]:
     """Counts this engine's scans that were kept; where there are none, those of the examples by SEEDS."""
     scans = list(every(KIND)) or list(scanned([EXAMPLES], SEEDS, "standard"))
-    rows = [_row(one) for one in scans]
-    return {"engine": engine_hash(), "without_reference": summary(scans), "scans": rows}
+    groups = {name: [scan for scan in scans if _group(scan) == name] for name in GROUPS}
+    counted = {name: summary(some) for name, some in groups.items() if some}
+    return {"engine": engine_hash(), **counted, "scans": [_row(one) for one in scans]}
 
 
-def scanned(folders: Sequence[Path], seeds: Sequence[int], budget: Budget) -> Iterator[dict[str, Any]]:
+def _group(scan: dict[str, Any]) -> str:
+    return "with_reference" if scan["reference"] else "without_reference"
+
+
+def scanned(
+    folders: Sequence[Path], seeds: Sequence[int], budget: Budget, reference: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """A scan of each model by each seed; those that were kept are not repeated."""
-    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+    suffix = "-reference" if reference else ""
     for seed in seeds:
         for model in models(folders):
-            examined = partial(examine, model, budget, seed, prompts)
-            yield kept(KIND, f"{model.name}-{budget}-{seed}", examined)
+            examined = partial(examine, model, budget, seed, reference)
+            yield kept(KIND, f"{model.name}-{budget}-{seed}{suffix}", examined)
 
 
 def _row(scan: dict[str, Any]) -> dict[str, Any]:
     """What RESULTS.md tells of a scan."""
-    told = ("model", "attack", "seed", "budget", "verdict", "named", "ranks", "cost")
+    told = ("model", "attack", "seed", "budget", "reference", "verdict", "named", "ranks", "cost")
     first = bool(scan["findings"]) and scan["findings"][0]["first_is_own"]
     return {name: scan[name] for name in told} | {
         "named_first": first,
@@ -143,39 +169,41 @@ def _row(scan: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(told: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
-    figures = told["without_reference"]
-    rows = [
-        f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['budget']} "
-        f"| {row['verdict']} | {_named(row)} | {_ranks(row['ranks'])} | {row['cost']['unet_forwards']:,} "
-        f"| {row['cost']['seconds']:.0f} ({row['threads']}) |"
-        for row in told["scans"]
+    parts = [
+        "## Model level: verdicts without cleaning",
+        "",
+        f"By the engine whose sources have the hash {told['engine']}; `python -m bench.detection` prints",
+        "the present one's. Scans of one model by several seeds are not independent, though the intervals",
+        "treat them so.",
     ]
+    for group, title in GROUPS.items():
+        if group in told:
+            rows = [row for row in told["scans"] if _group(row) == group]
+            parts += ["", f"### {title}", "", *_counts(told[group]), "", *_table(rows)]
+    return "\n".join(parts)
+
+
+def _counts(figures: dict[str, Any]) -> list[str]:
     counts = [
         f"- {name.replace('_', ' ')}: {figure['k']} of {figure['n']} scans "
         f"(95 % interval {figure['ci95'][0]:.0%} to {figure['ci95'][1]:.0%})"
         for name, figure in figures.items()
         if isinstance(figure, dict)
     ]
-    head = (
+    return [*counts, f"- clean models among them: {figures['controls']}"]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [
         "| model | attack | seed | budget | verdict | own trigger | rank by stage | U | seconds (threads) |",
         "|---|---|---|---|---|---|---|---|---|",
-    )
-    return "\n".join(
-        [
-            "## Model level: no reference, no cleaning",
-            "",
-            f"By the engine whose sources have the hash {told['engine']}; `python -m bench.detection` prints",
-            "the present one's.",
-            "",
-            *counts,
-            f"- clean models among them: {figures['controls']}",
-            "",
-            *head,
-            *rows,
-            "",
-            "Scans of one model by several seeds are not independent, though the intervals treat them so.",
-        ]
-    )
+        *(
+            f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['budget']} "
+            f"| {row['verdict']} | {_named(row)} | {_ranks(row['ranks'])} | {row['cost']['unet_forwards']:,} "
+            f"| {row['cost']['seconds']:.0f} ({row['threads']}) |"
+            for row in rows
+        ),
+    ]
 
 
 def _named(row: dict[str, Any]) -> str:
@@ -195,9 +223,10 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", choices=get_args(Budget), default="standard")
+    parser.add_argument("--reference", type=Path, help="the clean base, for all of them")
     options = parser.parse_args()
     scans = []
-    for told in scanned(options.folders, options.seeds, options.budget):
+    for told in scanned(options.folders, options.seeds, options.budget, options.reference):
         scans.append(told)
         print(*(told[key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
     print(json.dumps({"engine": engine_hash(), **summary(scans)}, indent=1))
