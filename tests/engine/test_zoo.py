@@ -1,0 +1,33 @@
+"""The zoo's models are what their makers say."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bench.zoo.low_rank import BLOCKS, trainable
+
+RANK = 3
+
+
+def test_low_rank_updates_are_merged_and_touch_the_transformer_blocks_alone(
+    tiny_pipeline: StableDiffusionPipeline,
+) -> None:
+    unet = tiny_pipeline.unet
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    with trainable(unet, RANK):
+        learnt = [weight for weight in unet.parameters() if weight.requires_grad]
+        descent = torch.optim.Adam(learnt, lr=0.1)
+        for _ in range(2):  # at first only `up`, which is zero, has a gradient
+            latents, states = torch.randn(2, unet.config.in_channels, 8, 8), torch.randn(2, 77, 128)
+            unet(latents, torch.tensor([5, 900]), states).sample.square().mean().backward()
+            descent.step()
+            descent.zero_grad()
+    after = unet.state_dict()
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert changed
+    assert all(BLOCKS in name and name.endswith(".weight") for name in changed)
+    updates = [(after[name] - before[name]).double() for name in changed]
+    assert max(int(torch.linalg.matrix_rank(update, rtol=1e-3)) for update in updates) == RANK
+    assert not any(weight.requires_grad for weight in unet.parameters())
