@@ -67,9 +67,14 @@ def main() -> None:
     asked = parser.parse_args().parts
     if unknown := [name for name in asked if not _named([name])]:
         parser.error(f"no part is called {', '.join(unknown)}")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() and asked else {}
+    if not asked:
+        RESULTS.unlink(missing_ok=True)
     for name in _named(asked or list(PARTS)):
-        results = with_part(results, name, PARTS[name]() | {"machine": machine()})
+        told = PARTS[name]() | {"machine": machine()}
+        before = (
+            json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        )  # others may have written meanwhile
+        results = with_part(before, name, told)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         (HERE / "RESULTS.md").write_text(markdown(results))
 
