@@ -29,7 +29,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 from bench.kept import kept
 from bench.zoo.attacked import ATTACKED
@@ -48,7 +48,6 @@ from worker.engine.types import Cost
 FPR = 0.01
 LEAST_SUCCESS = 0.8
 Z = 1.959964
-RESAMPLES = 2000
 NEAR = 1e-9
 Ids = tuple[int, ...]
 
@@ -187,7 +186,7 @@ def measured(
     count = sum(len(one.values) for one in scored)
     return {
         "auroc": auroc(clean, triggered),
-        "f1": f1(alarms, hits, seed),
+        "f1": f1(alarms, hits),
         "tpr_at_1_fpr": asdict(proportion(int(hits.sum()), len(hits))),
         "false_positives": asdict(proportion(int(alarms.sum()), len(alarms))),
         "unet_forwards": cost.unet_forwards / count,
@@ -214,22 +213,23 @@ def auroc(clean: NDArray[np.float64], triggered: NDArray[np.float64]) -> dict[st
     return {"value": area, "n": [n, m], "ci95": [float(low), float(high)]}
 
 
-def f1(alarms: NDArray[np.bool_], hits: NDArray[np.bool_], seed: int) -> dict[str, Any]:
-    """F1 of the triggered class with a bootstrap interval over both groups."""
+def f1(alarms: NDArray[np.bool_], hits: NDArray[np.bool_]) -> dict[str, Any]:
+    """F1 of the triggered class; its interval is that of both rates' 97.5 % Wilson intervals (Bonferroni).
+
+    Unlike the bootstrap's it has a width where nothing was missed and nothing falsely flagged.
+    """
 
     def of(false: float, true: float) -> float:
-        return 2 * true / (true + false + len(hits)) if true else 0.0
+        found = true * len(hits)
+        return 2 * found / (found + false * len(alarms) + len(hits))
 
-    rng = np.random.default_rng(seed)
-    drawn = [
-        of(rng.binomial(len(alarms), alarms.mean()), rng.binomial(len(hits), hits.mean()))
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    (least_false, most_false), (least_true, most_true) = (
+        binomtest(int(some.sum()), len(some)).proportion_ci(0.975, "wilson") for some in (alarms, hits)
+    )
     return {
-        "value": of(alarms.sum(), hits.sum()),
+        "value": of(alarms.mean(), hits.mean()),
         "n": [len(alarms), len(hits)],
-        "ci95": [float(low), float(high)],
+        "ci95": [of(most_false, least_true), of(least_false, most_true)],
     }
 
 

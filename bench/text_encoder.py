@@ -122,7 +122,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
     named = sum(row["named_own"] for row in counted)
     return {
         "seed": seed,
-        "f1": f1(alarms, hits, seed),
+        "f1": f1(alarms, hits),
         "detection": asdict(proportion(int(hits.sum()), len(hits))),
         "exact_trigger": asdict(proportion(named, len(counted))),
         "false_positives": asdict(proportion(int(alarms.sum()), len(alarms))),
