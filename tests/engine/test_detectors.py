@@ -262,8 +262,11 @@ def test_areas_and_their_intervals() -> None:
     apart = auroc(np.zeros(40), np.ones(40))
     assert apart["value"] == apart["ci95"][1] == 1
     assert 0.9 < apart["ci95"][0] < 0.97
-    measured = f1(np.array([True, False, False, False]), np.array([True, True, True, False]), seed=0)
+    measured = f1(np.array([True, False, False, False]), np.array([True, True, True, False]))
     assert measured["value"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+    perfect = f1(np.zeros(40, bool), np.ones(40, bool))
+    assert perfect["value"] == perfect["ci95"][1] == 1
+    assert 0.8 < perfect["ci95"][0] < 0.95, "an interval of no width would promise too much"
 
 
 def test_a_homoglyph_stands_where_its_letter_stood(planted: StableDiffusionPipeline) -> None:
