@@ -71,10 +71,8 @@ def main() -> None:
         RESULTS.unlink(missing_ok=True)
     for name in _named(asked or list(PARTS)):
         told = PARTS[name]() | {"machine": machine()}
-        before = (
-            json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        )  # others may have written meanwhile
-        results = with_part(before, name, told)
+        # Read only now: a run of other parts may have written meanwhile.
+        results = with_part(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, name, told)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         (HERE / "RESULTS.md").write_text(markdown(results))
 

@@ -104,8 +104,7 @@ class Reader:
         began, scanned = time.perf_counter(), Witness(pipeline.text_encoder, pipeline)
         first = self.expected - spread(scanned.eos(self.short, self.space))
         kept = [self.space[index] for index in first.topk(KEPT).indices.tolist()]
-        looks = (spread(encoder.eos(self.long, kept)) for encoder in (self.trusted, scanned))
-        second = next(looks) - next(looks)
+        second = spread(self.trusted.eos(self.long, kept)) - spread(scanned.eos(self.long, kept))
         best = int(second.argmax())
         return Reading(float(second[best]), kept[best], time.perf_counter() - began)
 

@@ -39,10 +39,8 @@ class Witness:
         for place, view in enumerate(views):
             before = view.carrier.ids if view.position == "end" else ()
             prefix = self.tower.prefix(torch.tensor([self.tower.bos, *before]))
-            carrier = torch.tensor(view.carrier.ids)
             for rows, ids in batches(candidates, BATCH):
-                rest = carrier.expand(len(ids), -1)
-                content = torch.cat([ids, rest] if view.position == "start" else [rest, ids], dim=1)
+                content = view.insert(ids)
                 layout = Layout.exact(content.shape[1] + 2, content.shape[1] + 2)
                 framed = self.tower.frame(content, layout)
                 states[rows, place] = self.tower.states(framed, layout, prefix)[:, -1].float().cpu()
