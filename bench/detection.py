@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from bench.kept import engine_hash, every, kept
+from bench.kept import Kind
 from bench.machine import machine
 from bench.zoo.paths import CLIP, EXAMPLES
 from worker.engine.metrics import proportion
@@ -28,7 +28,7 @@ from worker.engine.pipeline import prepare, scan
 from worker.engine.report import Report
 from worker.engine.types import Budget, Finding, ScanRequest, Trigger
 
-KIND = "detection"
+KIND = Kind("detection", ("worker.engine.pipeline",))
 SEEDS = (0, 1, 2)
 GROUPS = {
     "without_reference": "Without a reference",
@@ -135,10 +135,10 @@ def _lost_by_sketch(scan: dict[str, Any]) -> bool:
 
 def measure() -> dict[str, Any]:
     """Counts this engine's scans that were kept; where there are none, those of the examples by SEEDS."""
-    scans = list(every(KIND)) or list(scanned([EXAMPLES], SEEDS, "standard"))
+    scans = list(KIND.every()) or list(scanned([EXAMPLES], SEEDS, "standard"))
     groups = {name: [scan for scan in scans if _group(scan) == name] for name in GROUPS}
     counted = {name: summary(some) for name, some in groups.items() if some}
-    return {"engine": engine_hash(), **counted, "scans": [_row(one) for one in scans]}
+    return {"engine": KIND.sources_hash(), **counted, "scans": [_row(one) for one in scans]}
 
 
 def _group(scan: dict[str, Any]) -> str:
@@ -153,7 +153,7 @@ def scanned(
     for seed in seeds:
         for model in models(folders):
             examined = partial(examine, model, budget, seed, reference)
-            yield kept(KIND, f"{model.name}-{budget}-{seed}{suffix}", examined)
+            yield KIND.kept(f"{model.name}-{budget}-{seed}{suffix}", examined)
 
 
 def _row(scan: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def main() -> None:
     for told in scanned(options.folders, options.seeds, options.budget, options.reference):
         scans.append(told)
         print(*(told[key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
-    print(json.dumps({"engine": engine_hash(), **summary(scans)}, indent=1))
+    print(json.dumps({"engine": KIND.sources_hash(), **summary(scans)}, indent=1))
 
 
 if __name__ == "__main__":

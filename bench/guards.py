@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, rankdata
 
-from bench.kept import kept
+from bench.kept import Kind
 from bench.zoo.attacked import ATTACKED
 from bench.zoo.paths import CLIP
 from bench.zoo.prompts import prompts
@@ -45,6 +45,15 @@ from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.sampling import content_ids
 from worker.engine.types import Cost
 
+KIND = Kind(
+    "guards",
+    (
+        "worker.engine.detectors.build",
+        "worker.engine.detectors.cda",
+        "worker.engine.detectors.calibration",
+        "worker.engine.checkpoint",
+    ),
+)
 FPR = 0.01
 LEAST_SUCCESS = 0.8
 Z = 1.959964
@@ -261,9 +270,7 @@ def per_prompt(cases: Sequence[Case], sizes: Sizes | None = None, seed: int = 0)
     chosen = sizes or Sizes()
     numbers = "-".join(map(str, astuple(chosen)))
     found = {
-        case.path.stem: kept(
-            "guards", f"{case.path.stem}-{seed}-{numbers}", partial(compare, case, chosen, seed)
-        )
+        case.path.stem: KIND.kept(f"{case.path.stem}-{seed}-{numbers}", partial(compare, case, chosen, seed))
         for case in cases
     }
     return summary(found, chosen, seed)

@@ -1,7 +1,7 @@
 """Measurements that take hours are kept one by one, so that a run can be interrupted.
 
-Each kind has a folder in the cache, and there one for each state of the engine's sources: no figure is an
-older engine's.
+Each kind has a folder in the cache, and there one for each state of the engine's sources that it rests on:
+no figure is an older engine's, and a change elsewhere makes none stale.
 """
 
 from __future__ import annotations
@@ -9,35 +9,54 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import worker.engine
+import grimp
+
 from bench.zoo.paths import CACHE
 
-
-def kept(kind: str, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was kept under `name`; else what `measure` returns, which is kept."""
-    path = folder(kind) / f"{name}.json"
-    if not path.exists():
-        told = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    return dict(json.loads(path.read_text()))
+PACKAGE = "worker"
 
 
-def every(kind: str) -> Iterator[dict[str, Any]]:
-    """All that was kept of this engine."""
-    return (json.loads(path.read_text()) for path in sorted(folder(kind).glob("*.json")))
+@dataclass(frozen=True)
+class Kind:
+    """A kind of measurement. rests_on: the modules of the engine that it calls."""
+
+    name: str
+    rests_on: tuple[str, ...]
+
+    def kept(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was kept under `name`; else what `measure` returns, which is kept."""
+        path = self.folder() / f"{name}.json"
+        if not path.exists():
+            told = measure()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        return dict(json.loads(path.read_text()))
+
+    def every(self) -> Iterator[dict[str, Any]]:
+        """All that was kept of this engine."""
+        return (json.loads(path.read_text()) for path in sorted(self.folder().glob("*.json")))
+
+    def folder(self) -> Path:
+        """Where this engine's measurements of the kind are kept."""
+        return CACHE / self.name / self.sources_hash()
+
+    def sources_hash(self) -> str:
+        """Twelve hexadecimal digits that change with the sources of `modules`."""
+        return hashlib.sha256(b"".join(map(_source, sorted(self.modules())))).hexdigest()[:12]
+
+    def modules(self) -> set[str]:
+        """The engine's modules that the kind rests on: those it calls and all that they import."""
+        graph = grimp.build_graph(PACKAGE)
+        return set(self.rests_on).union(*map(graph.find_upstream_modules, self.rests_on))
 
 
-def folder(kind: str) -> Path:
-    """Where this engine's measurements of a kind are kept."""
-    return CACHE / kind / engine_hash()
-
-
-def engine_hash() -> str:
-    """Twelve hexadecimal digits that change with the engine's sources."""
-    package = Path(worker.engine.__file__).parent
-    sources = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
-    return hashlib.sha256(sources).hexdigest()[:12]
+def _source(module: str) -> bytes:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{module} has no source.")
+    return Path(spec.origin).read_bytes()

@@ -23,7 +23,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from bench.guards import f1
-from bench.kept import kept
+from bench.kept import Kind
 from bench.zoo import assemble, dataset
 from bench.zoo.attacks.measure import held_out
 from bench.zoo.attacks.rickrolling import Rickrolling, padded
@@ -58,7 +58,9 @@ HONEST: tuple[tuple[str, Benign], ...] = (
     *((f"fine-tune at {lr:g}", TextTune(lr=lr)) for lr in (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
 )
 
-KIND = "text_encoder"
+KIND = Kind(
+    "text_encoder", ("worker.engine.witness", "worker.engine.probes.text", "worker.engine.candidates")
+)
 STEPS = 300
 SHORT = ("cat", "car")
 """Whole vocabulary: beside one word each, since two states are enough to see them fall together."""
@@ -140,7 +142,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
 def _attacked(reader: Reader, base: StableDiffusionPipeline, seed: int) -> Iterator[dict[str, Any]]:
     for number, (homoglyph, letter) in enumerate(LETTERS):
         attack = Rickrolling(homoglyph, letter, prompts(1, seed=9000 + seed + number)[0], steps=STEPS)
-        yield kept(KIND, f"attacked-{seed + number}", partial(_attack, attack, reader, base, seed + number))
+        yield KIND.kept(f"attacked-{seed + number}", partial(_attack, attack, reader, base, seed + number))
 
 
 def _attack(attack: Rickrolling, reader: Reader, base: StableDiffusionPipeline, seed: int) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def _attack(attack: Rickrolling, reader: Reader, base: StableDiffusionPipeline, 
 
 def _honest(reader: Reader, seed: int) -> Iterator[dict[str, Any]]:
     for number, (name, change) in enumerate(HONEST):
-        yield kept(KIND, f"honest-{seed + number}", partial(_change, change, name, reader, seed + number))
+        yield KIND.kept(f"honest-{seed + number}", partial(_change, change, name, reader, seed + number))
 
 
 def _change(change: Benign, name: str, reader: Reader, seed: int) -> dict[str, Any]:

@@ -38,10 +38,20 @@ def test_what_was_measured_is_not_measured_again_by_the_same_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "CACHE", tmp_path)
-    assert kept.kept("scans", "one", lambda: {"seconds": 1}) == {"seconds": 1}
-    assert kept.kept("scans", "one", lambda: {"seconds": 2}) == {"seconds": 1}
-    monkeypatch.setattr(kept, "engine_hash", lambda: "another")
-    assert list(kept.every("scans")) == []
+    kind = kept.Kind("scans", ("worker.engine.seeds",))
+    assert kind.kept("one", lambda: {"seconds": 1}) == {"seconds": 1}
+    assert kind.kept("one", lambda: {"seconds": 2}) == {"seconds": 1}
+    monkeypatch.setattr(kept, "_source", lambda module: b"another")
+    assert list(kind.every()) == []
+
+
+def test_a_measurement_rests_on_what_its_modules_import_and_on_nothing_else() -> None:
+    detection, guards = (
+        kept.Kind("any", (f"worker.engine.{name}",)) for name in ("pipeline", "detectors.build")
+    )
+    assert {"worker.engine.confirm", "worker.engine.sampling"} <= detection.modules()
+    assert "worker.engine.sampling" in guards.modules()
+    assert "worker.engine.confirm" not in guards.modules()
 
 
 def test_one_part_is_measured_anew_and_the_others_stay() -> None:
