@@ -24,6 +24,7 @@ from worker.engine.metrics import ClipScorer
 from worker.engine.paired import (
     Outcome,
     compare,
+    displaced,
     flip_test,
     holm,
     observed,
@@ -270,6 +271,25 @@ def test_a_loss_that_is_too_small_to_matter_is_no_finding_however_sure(least: fl
     outcome = compare(meant(0.1, 0.0), ordinary, 0, {"unexplained": least})["unexplained"]
     assert outcome.p_flip < 0.001
     assert (outcome.p_value < 0.05) is counts
+
+
+@pytest.mark.parametrize(
+    ("mixed", "gone"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)], ids=["kept", "half", "gone"]
+)
+def test_how_far_a_picture_went_from_its_own_prompt(mixed: float, gone: float) -> None:
+    """`mixed` of each picture's meaning is that of another prompt's."""
+    plain = pairs_of(lambda picture, _: picture)
+    own = torch.eye(PROMPTS)[plain.carrier]
+    after = (1 - mixed) * own + mixed * own.roll(1, 1)
+    pairs = replace(
+        plain, without=replace(plain.without, meaning=own), with_=replace(plain.with_, meaning=after)
+    )
+    assert displaced(pairs) == pytest.approx(gone)
+
+
+def test_nobody_says_without_a_clip_how_far_a_picture_went() -> None:
+    with pytest.raises(ValueError, match="Without a CLIP"):
+        displaced(pairs_of(lambda picture, _: picture))
 
 
 def test_one_picture_for_every_prompt_counts_and_a_loss_of_colours_does_not(

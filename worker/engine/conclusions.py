@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.engine.confirm import LEAST_LOSS, Confirmations
+from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
 from worker.engine.report import estimate, triggers_text, visible
@@ -68,8 +68,9 @@ def coverage(
         not_searched.append("characters that take several ids (budget “quick”)")
     if clip:
         not_searched.append(
-            f"words that cost a picture under {LEAST_LOSS:.0%} of its fit to the prompt, and leave neither a "
-            "patch nor one picture for all prompts"
+            f"words that cost a picture under {LEAST_LOSS:.0%} of its fit to the prompt, or take it under "
+            f"{LEAST_DISPLACED:.0%} of the way to another prompt's, and leave neither a patch nor one "
+            "picture for all prompts"
         )
     else:
         not_searched.append("whether a change is explained by the word's meaning (no CLIP was given)")

@@ -6,7 +6,7 @@ ordinary words do" (a prediction interval over the controls, and none of them ma
 every candidate and every deciding statistic: `patch`, `collapse` and, with a CLIP witness, `unexplained` (a
 word that draws what it says is excused by its meaning). The last two must also be large: honest words cost a
 picture some of its fit and make pictures more alike, as significantly as one cares to draw, but a hidden
-trigger puts another picture in the place of every one.
+trigger puts another picture in the place of every one, so `unexplained` counts only where most of it is gone.
 The scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from worker.engine.describe import classify, closest, describe
 from worker.engine.effects import Pairs, TriggerEffect, fit_effect
 from worker.engine.metrics import ClipScorer
-from worker.engine.paired import TINY, Outcome, compare, holm, observed
+from worker.engine.paired import TINY, Outcome, compare, displaced, holm, observed
 from worker.engine.prompts import Carrier, Position
 from worker.engine.trials import Drawn, Plan, Trials, end_of, ordinary_words, prompt_words
 from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statistics, Trigger, silent
@@ -40,6 +40,14 @@ LEAST_LOSS = 0.25
 
 Set on the example pipeline, whose honest words cost up to 0.18 (the second half of a word, without the
 first), and on a hijacked prompt, whose family cost 0.31 to 1.
+"""
+
+LEAST_DISPLACED = 0.5
+"""Of the way from a picture to one of another prompt (`displaced`): what a hidden trigger must go for its
+`unexplained` loss to count.
+
+An erasure (UCE) leaves ids that blur every prompt: on the example they cost 0.30 to 0.40 of a prompt's worth,
+but left pictures that were still their own prompt's, 0.26 to 0.36 of the way. A hijacked prompt went 1.04.
 """
 
 LEAST_COLLAPSE = math.log(8)
@@ -135,16 +143,24 @@ def confirm(
     ordinary = controls or _drawn(trials, words, placed[:before], total, on_progress)
     ends = placed[before:]
     values = _columns([observed(pairs) for pairs in ordinary.pairs])
-    least = {"collapse": LEAST_COLLAPSE}
-    if clip:
-        least["unexplained"] = LEAST_LOSS * trials.worth()
+    worth = trials.worth() if clip else None
     tried: list[_Tried] = []
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(trigger, drawn)
-        tried.append(_Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed, least)))
+        tried.append(
+            _Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed, _least(pairs, worth)))
+        )
         on_progress(Progress(STAGE, before + len(tried), total, trigger.text))
     decided = _decide(tried, ordinary.pairs, values, trials)
     return Confirmations(decided, values, trials.cost, ordinary)
+
+
+def _least(pairs: Pairs, worth: float | None) -> dict[str, float]:
+    """Of the statistics that must also be large, what these pairs must reach; `worth` needs a CLIP."""
+    if worth is None:
+        return {"collapse": LEAST_COLLAPSE}
+    replaced = displaced(pairs) >= LEAST_DISPLACED
+    return {"collapse": LEAST_COLLAPSE, "unexplained": LEAST_LOSS * worth if replaced else math.inf}
 
 
 def _ordinary(trials: Trials, candidates: Sequence[Trigger], seed: int) -> list[Trigger]:

@@ -140,6 +140,20 @@ def _gain(pairs: Pairs, signs: Tensor) -> Tensor:
     return signs @ ((after - before) * pairs.said).sum(1) / len(pairs)
 
 
+def displaced(pairs: Pairs) -> float:
+    """Share of the way from the plain pictures to those of other prompts that the word has gone, to CLIP.
+
+    0: each picture is what it was; 1: it resembles that as little as pictures of other prompts do. Raises
+    ValueError without a CLIP.
+    """
+    before, after = pairs.without.meaning, pairs.with_.meaning
+    if before is None or after is None:
+        raise ValueError("Without a CLIP nothing says what a picture shows.")
+    own = (before * after).sum(1).mean()
+    others = (before @ before.T)[pairs.carrier[:, None] != pairs.carrier].mean()
+    return float((1 - own) / (1 - others).clamp(min=TINY))
+
+
 def style(pairs: Pairs, signs: Tensor) -> Tensor:
     """(P,) log of the largest mean shift of a style number, in deviations over the plain pictures."""
     shift = (pairs.with_.style - pairs.without.style) / (pairs.without.style.std(0) + 1e-3)
