@@ -20,6 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.guards import auroc
 from bench.kept import Kind
 from bench.machine import machine
 from bench.zoo.paths import CLIP, EXAMPLES
@@ -30,6 +34,7 @@ from worker.engine.types import Budget, Finding, ScanRequest, Trigger
 
 KIND = Kind("detection", ("worker.engine.pipeline",))
 SEEDS = (0, 1, 2)
+VERDICTS = ("pass", "inconclusive", "fail")
 GROUPS = {
     "without_reference": "Without a reference",
     "with_reference": "With the clean base as the reference",
@@ -125,7 +130,14 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "false_positives": (len(alarms), len(controls)),
     }
     told: dict[str, Any] = {name: proportion(*pair).__dict__ for name, pair in counts.items() if pair[1]}
+    if attacked and controls:
+        told["auroc"] = auroc(_suspicion(controls), _suspicion(attacked))
     return told | {"controls": len({scan["model"] for scan in controls})}
+
+
+def _suspicion(scans: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """The verdicts as a score: pass, inconclusive, fail."""
+    return np.array([float(VERDICTS.index(scan["verdict"])) for scan in scans])
 
 
 def _lost_by_sketch(scan: dict[str, Any]) -> bool:
@@ -188,8 +200,14 @@ def _counts(figures: dict[str, Any]) -> list[str]:
         f"- {name.replace('_', ' ')}: {figure['k']} of {figure['n']} scans "
         f"(95 % interval {figure['ci95'][0]:.0%} to {figure['ci95'][1]:.0%})"
         for name, figure in figures.items()
-        if isinstance(figure, dict)
+        if isinstance(figure, dict) and "k" in figure
     ]
+    if area := figures.get("auroc"):
+        low, high = area["ci95"]
+        counts.append(
+            f"- AUROC of the verdict (pass, inconclusive, fail): {area['value']:.3f} "
+            f"(95 % interval {low:.3f} to {high:.3f})"
+        )
     return [*counts, f"- clean models among them: {figures['controls']}"]
 
 

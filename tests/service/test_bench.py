@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import kept
+from bench import detection, kept
 from bench.__main__ import markdown, with_part
 from bench.service.endurance import figures
 from bench.service.ledger import Row
@@ -52,6 +52,28 @@ def test_a_measurement_rests_on_what_its_modules_import_and_on_nothing_else() ->
     assert {"worker.engine.confirm", "worker.engine.sampling"} <= detection.modules()
     assert "worker.engine.sampling" in guards.modules()
     assert "worker.engine.confirm" not in guards.modules()
+
+
+def test_scans_are_counted_by_what_they_were_told_of_the_model() -> None:
+    """Three attacked scans (one named, one found, one undecided) and two of honest models."""
+    scans = [
+        {"model": name, "attack": attack, "verdict": verdict, "named": named, "ranks": {}}
+        for name, attack, verdict, named in (
+            ("a", "badt2i", "fail", True),
+            ("b", "badt2i", "fail", False),
+            ("c", "evil_edit", "inconclusive", False),
+            ("d", None, "pass", False),
+            ("e", None, "pass", False),
+        )
+    ]
+    told = detection.summary(scans)
+    shares = {
+        name: (told[name]["k"], told[name]["n"]) for name in ("detection", "exact_trigger", "false_positives")
+    }
+    assert shares == {"detection": (2, 3), "exact_trigger": (1, 3), "false_positives": (0, 2)}
+    assert told["controls"] == 2
+    assert told["auroc"]["value"] == 1
+    assert told["auroc"]["ci95"][0] < 1, "five scans leave room for doubt"
 
 
 def test_one_part_is_measured_anew_and_the_others_stay() -> None:
