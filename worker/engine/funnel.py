@@ -67,7 +67,7 @@ class FunnelPlan:
 PLANS: dict[Budget, FunnelPlan] = {
     "quick": FunnelPlan(("start", "start"), (700, 300), 4000, 256, 48, 8, False, Plan(controls=30)),
     "standard": FunnelPlan(
-        ("start", "start", "start", "end"), (700, 300), 8000, 768, 96, 16, True, unsketched=(2,)
+        ("start", "start", "start", "end"), (700, 300), 12000, 768, 96, 16, True, unsketched=(2,)
     ),
     "deep": FunnelPlan(
         positions=("start",) * 4 + ("end",) * 3,
