@@ -53,8 +53,8 @@ def test_coverage_counts_the_prompts_that_every_id_was_in() -> None:
     plan = PLANS["standard"]
     carrier = Carrier("a dog", (1, 2))
     seen = [View(carrier, position, plan.timesteps, torch.empty(0)) for position in plan.positions]
-    ranked = Ranked([Trigger((number,), "x") for number in range(9_000)], {})
+    ranked = Ranked([Trigger((number,), "x") for number in range(plan.glanced + 1_000)], {})
     told = coverage(plan, Search(views=seen, stages={"sketch": ranked}), None, None, clip=True)
     assert "each in 3 carrier prompts (2 with it at the start, 1 at the end)" in told.searched[0]
-    assert any("12,000" in line for line in told.searched)
+    assert any(f"{plan.glanced:,}" in line for line in told.searched)
     assert any("the other 1,000 candidates" in line for line in told.not_searched)
