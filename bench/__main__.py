@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import closed_form, detection, guards, shapes, sketch, text_encoder
+from bench import closed_form, detection, guards, plots, shapes, sketch, text_encoder
 from bench.machine import machine
 from bench.service import parts as service
 
@@ -75,6 +75,7 @@ def main() -> None:
         results = with_part(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, name, told)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         (HERE / "RESULTS.md").write_text(markdown(results))
+        plots.draw(results, HERE / "plots")
 
 
 def _named(asked: list[str]) -> list[str]:
@@ -92,7 +93,11 @@ def with_part(results: Mapping[str, Any], name: str, told: Mapping[str, Any]) ->
 
 def markdown(results: Mapping[str, Any]) -> str:
     """RESULTS.md, a pure function of results.json."""
-    sections = [section(results[name]) for name, section in _SECTIONS.items() if name in results]
+    sections = [
+        section(results[name]) + plots.embedded(name)
+        for name, section in _SECTIONS.items()
+        if name in results
+    ]
     return "\n\n".join(["# Measured", _origins(results), *sections]) + "\n"
 
 
@@ -137,6 +142,10 @@ Of the exact probe's {sketch.TOP} largest effects, {recall["k"]} are among the s
 def _per_prompt_text(told: Mapping[str, Any]) -> str:
     sizes = told["ours"]["prompts"]
     return f"""## Per-prompt guards
+
+Means over {len(told["ours"]["models"])} attacked models:
+
+{guards.means_table(_figures(told))}
 
 {guards.table(_figures(told))}
 

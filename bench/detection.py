@@ -176,6 +176,7 @@ def _row(scan: dict[str, Any]) -> dict[str, Any]:
         "named_first": first,
         "findings": len(scan["findings"]),
         "threads": scan["machine"]["threads"],
+        "stages": {stage["name"]: [stage["unet_forwards"], stage["seconds"]] for stage in scan["stages"]},
     }
 
 
@@ -192,7 +193,27 @@ def markdown(told: dict[str, Any]) -> str:
         if group in told:
             rows = [row for row in told["scans"] if _group(row) == group]
             parts += ["", f"### {title}", "", *_counts(told[group]), "", *_table(rows)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *_stages(told["scans"])])
+
+
+def _stages(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What each stage cost on average, in the scans that came to it."""
+    spent: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for name, cost in row["stages"].items():
+            spent.setdefault(name, []).append(cost)
+    means = {name: np.mean(costs, axis=0) for name, costs in spent.items()}
+    return [
+        "",
+        "### What a stage costs",
+        "",
+        "| stage | scans | U | seconds |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {len(spent[name])} | {u:,.0f} | {seconds:.1f} |"
+            for name, (u, seconds) in means.items()
+        ),
+    ]
 
 
 def _counts(figures: dict[str, Any]) -> list[str]:

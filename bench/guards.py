@@ -55,6 +55,8 @@ KIND = Kind(
     ),
 )
 FPR = 0.01
+MEANS = ("auroc", "f1", "tpr_at_1_fpr")
+"""Figures whose mean over the models is told."""
 LEAST_SUCCESS = 0.8
 Z = 1.959964
 NEAR = 1e-9
@@ -248,7 +250,7 @@ def summary(models: dict[str, dict[str, Any]], sizes: Sizes, seed: int) -> dict[
     for name in next(iter(models.values())):
         each = {model: found[name] for model, found in models.items()}
         means: dict[str, Any] = {}
-        for figure in ("auroc", "f1", "tpr_at_1_fpr"):
+        for figure in MEANS:
             means[figure], means[f"{figure}_ci95"] = mean_of([one[figure] for one in each.values()])
         forwards = math.fsum(one["unet_forwards"] for one in each.values()) / len(each)
         told = {"seed": seed, "prompts": asdict(sizes), "threads": torch.get_num_threads()}
@@ -274,6 +276,15 @@ def per_prompt(cases: Sequence[Case], sizes: Sizes | None = None, seed: int = 0)
         for case in cases
     }
     return summary(found, chosen, seed)
+
+
+def means_table(found: dict[str, Any]) -> str:
+    """A Markdown table of every guard's means over the models."""
+    rows = ["| guard | AUROC | F1 | found at 1 % | U a prompt |", "|---" * 5 + "|"]
+    for name, figures in found.items():
+        told = " | ".join(_interval({"value": figures[one], "ci95": figures[f"{one}_ci95"]}) for one in MEANS)
+        rows.append(f"| {name} | {told} | {figures['unet_forwards']:.1f} |")
+    return "\n".join(rows)
 
 
 def table(found: dict[str, Any]) -> str:

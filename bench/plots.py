@@ -1,0 +1,95 @@
+"""Pictures of results.json for RESULTS.md: the same figures, so that a reader sees what the tables say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STAGES = ("sketch", "glance", "onestep", "trajectory")
+"""The cuts of the funnel, in order."""
+
+GOOD, BAD, PLAIN = "#1b7f5c", "#b3412f", "#4a5568"
+
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    # The same figures must give the same bytes, or every run would change the files.
+    "svg.hashsalt": "sauscan",
+    "svg.fonttype": "none",
+}
+
+Drawing = Callable[[Axes, Mapping[str, Any]], None]
+
+
+def per_prompt(axes: Axes, told: Mapping[str, Any]) -> None:
+    """AUROC of every guard against the UNet forwards that it costs a prompt."""
+    guards = {name: one for name, one in told.items() if name != "machine"}
+    for name, one in guards.items():
+        low, high = one["auroc_ci95"]
+        spread = [[one["auroc"] - low], [high - one["auroc"]]]
+        colour = GOOD if name == "ours" else PLAIN
+        axes.errorbar(one["unet_forwards"], one["auroc"], yerr=spread, fmt="o", capsize=3, color=colour)
+        axes.annotate(name, (one["unet_forwards"], one["auroc"]), (6, 4), textcoords="offset points")
+    axes.axhline(0.5, color=PLAIN, linewidth=0.8, linestyle=":")
+    axes.set(
+        xscale="log", ylim=(0.2, 1.05), xlabel="UNet forwards a prompt", ylabel="AUROC, mean over models"
+    )
+
+
+def text_encoder(axes: Axes, told: Mapping[str, Any]) -> None:
+    """The largest collapse of every text encoder, beside the bar that decides."""
+    for row, colour in ((1, BAD), (0, GOOD)):
+        values = [one["collapse"] for one in told["attacked" if row else "honest"]]
+        axes.scatter(values, [row] * len(values), color=colour, alpha=0.6)
+    axes.axvline(told["bar"], color=PLAIN, linestyle="--")
+    axes.set(ylim=(-0.6, 1.6), yticks=[0, 1], xlabel="largest collapse (log)")
+    axes.set_yticklabels(["honest", "attacked"])
+
+
+def model_level(axes: Axes, told: Mapping[str, Any]) -> None:
+    """The place of each attacker's own trigger after every cut of the funnel."""
+    scans = [scan for scan in told["scans"] if scan["attack"] and any(scan["ranks"].values())]
+    for scan in scans:
+        stages = [stage for stage in STAGES if scan["ranks"].get(stage)]
+        places = [scan["ranks"][stage] for stage in stages]
+        where = [STAGES.index(stage) for stage in stages]
+        axes.plot(where, places, marker="o", alpha=0.8, label=f"{scan['model']}, seed {scan['seed']}")
+    axes.set(yscale="log", xticks=range(len(STAGES)), ylabel="place of the own trigger")
+    axes.set_xticklabels(STAGES)
+    axes.invert_yaxis()
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+DRAWINGS: Mapping[str, Drawing] = {
+    "per_prompt": per_prompt,
+    "text_encoder": text_encoder,
+    "model_level": model_level,
+}
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> Sequence[Path]:
+    """Writes an SVG of each part that has a picture and was measured."""
+    folder.mkdir(exist_ok=True)
+    return [_drawn(name, results[name], folder) for name in DRAWINGS if name in results]
+
+
+def embedded(name: str) -> str:
+    """The Markdown that shows a part's picture in RESULTS.md, nothing for a part that has none."""
+    return f"\n\n![{name.replace('_', ' ')}](plots/{name}.svg)" if name in DRAWINGS else ""
+
+
+def _drawn(name: str, told: Mapping[str, Any], folder: Path) -> Path:
+    path = folder / f"{name}.svg"
+    with style.context(STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        DRAWINGS[name](figure.add_subplot(), told)
+        figure.savefig(path, metadata={"Date": None})
+    return path
