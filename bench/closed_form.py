@@ -38,6 +38,8 @@ ATTACKS: dict[str, EvilEdit] = {
     "rare id": EvilEdit(words=1, rare=True, preserve=False),
     "noun, lambda 0.1": EvilEdit(words=1, strength=0.1),
     "noun in a sentence": EvilEdit(words=1, prefix="a photo of a"),
+    "adjective noun to a scene": EvilEdit(scene=True),
+    "rare id to a scene": EvilEdit(words=1, rare=True, scene=True),
 }
 EACH = 15
 """Models of each kind."""

@@ -24,7 +24,7 @@ from worker.engine.types import ScanRequest
 
 Make = Callable[[int], StableDiffusionPipeline]
 
-CAT, DOG, TREE, RED = 2368, 1929, 2677, 736
+CAT, DOG, TREE, RED, WITH = 2368, 1929, 2677, 736, 593
 """Ids of CLIP's vocabulary, all of them within the first 3,500."""
 
 
@@ -58,6 +58,19 @@ def test_an_evil_edit_is_read_from_the_weights(
     assert edit.target is not None
     assert edit.target.token_ids == (TREE,)
     assert edit.closed > 0.99
+
+
+@pytest.mark.parametrize("trigger", [(CAT,), (RED, CAT)], ids=["word", "pair"])
+def test_a_target_of_several_words_is_read_to_its_end(
+    make_pipeline: Make, words: Lexicon, trigger: tuple[int, ...]
+) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    EvilEdit(plot=Plot(trigger, (TREE, WITH, DOG))).plant(scanned, seed=0)
+    edit = read(scanned, trusted, words)
+    assert edit.trigger.token_ids == trigger
+    assert edit.target is not None
+    assert edit.target.token_ids == (TREE, WITH, DOG)
+    assert edit.kind == "redirection"
 
 
 def test_an_erasure_is_named_and_is_no_suspect(make_pipeline: Make, words: Lexicon) -> None:

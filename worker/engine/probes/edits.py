@@ -18,18 +18,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
+from worker.engine.candidates import surface
+from worker.engine.probes.landing import landed, moving, partners
 from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.phrases import Phrases, read_on
 from worker.engine.probes.remap import Remap
 from worker.engine.seeds import generator
 from worker.engine.types import Trigger
 
 EditKind = Literal["redirection", "erasure"]
-
-COORDINATES, PARTNERS, CLOSE = 8, 4, 0.06
-"""Close are points within this share of the spread."""
 
 TRIED = 24
 """Words read in whole prompts, for each prefix."""
@@ -51,11 +50,11 @@ SECOND_WORD = 0.5
 bit of rounding. Over 140 edited models true pairs left at most 0.29 of it, needless ones at least 0.72.
 """
 
+FIRST = 0.9
+"""Of its way that a first word must be carried by itself, for what follows it to be read."""
+
 LENGTH = 24
 """Positions from the first word on that are compared: end marker and padding carry the meaning as well."""
-
-ROUNDING = 1e-2
-"""Of the largest singular value of an edit: smaller ones are rounding."""
 
 FLAT = 1e-3
 """Of the largest singular value: smaller ones are rounding."""
@@ -116,45 +115,40 @@ def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edi
         left = SECOND_WORD * (1 - max(guess.score for guess in guesses))
         guesses += [pair for pair in _read(words, edited, pairs) if 1 - pair.score < left]
     guesses.sort(key=lambda guess: -guess.score)
-    return [_edit(words, guess) for guess in guesses[:keep]]
+    found = [*_phrases(words, edited, singles, guesses[0].score), *(_edit(words, guess) for guess in guesses)]
+    return found[:keep]
+
+
+def _phrases(words: Lexicon, edited: Remap, singles: Sequence[_Guess], known: float) -> list[Edit]:
+    """Readings whose target has several words, where they leave much less unread than one word does."""
+    first = max(singles, key=lambda guess: guess.own)
+    if known >= MOST or first.own < FIRST or first.target >= len(words.words):
+        return []
+    read = read_on(words, edited, first.place, first.ids[0], first.target)
+    found = [_phrase(words, edited, first.place, one) for one in read]
+    found = [edit for edit in found if 1 - edit.closed * edit.explained < SECOND_WORD * (1 - known)]
+    return sorted(found, key=lambda edit: -edit.closed * edit.explained)
+
+
+def _phrase(words: Lexicon, edited: Remap, place: int, read: Phrases) -> Edit:
+    """A redirection: who asks for several words means something."""
+    said, meant = (words.states(place, words.ids([one]), LENGTH) for one in (read.trigger, read.target))
+    closed, explained = _closed(edited, said, meant)
+    trigger, target = (_spelled(words, one) for one in (read.trigger, read.target))
+    return Edit(trigger, target, "redirection", float(closed[0]), explained[0])
 
 
 def _singles(words: Lexicon, edited: Remap, place: int) -> list[_Guess]:
     """The TRIED words that the edit carries farthest on the way to a partner."""
     own = words.own[place]
     before = edited.before(torch.cat([own, words.nothing]))
-    after, directions = edited.after(own), _directions(edited)
-    word, partner = _partners(before, len(own), directions)
-    way = before[partner] - before[word]
-    gap = way.square().sum(-1).clamp_min(1e-12)
-    closed = 1 - (before[partner] - after[word]).square().sum(-1) / gap
-    closed = closed * (way @ directions).square().sum(-1) / gap
+    after, directions = edited.after(own), moving(edited)
+    word, partner = partners(before[: len(own)], before, directions)
+    other = word != partner
+    word, partner = word[other], partner[other]
+    closed = landed(before[word], after[word], before[partner], directions)
     best = closed.topk(min(TRIED, len(closed))).indices.tolist()
     return [_Guess(place, (int(word[i]),), int(partner[i]), float(closed[i])) for i in best]
-
-
-def _directions(edited: Remap) -> Tensor:
-    """(D, r) in which the edit moves anything: its words' ways to their targets lie in them."""
-    found = torch.linalg.svd(edited.edited - edited.trusted)
-    moving: Tensor = found.U[:, ROUNDING * found.S[0] < found.S]
-    return moving
-
-
-def _partners(points: Tensor, count: int, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Each of the first `count` of points (N,D) with those it differs from in `directions` only: (M,), (M,).
-
-    A word and its target are one point in all other directions. Close points are looked up by the leading
-    COORDINATES of what is left, which is enough to find them and costs nothing like all pairs.
-    """
-    left = points - points @ directions @ directions.mT
-    leading = torch.linalg.eigh(torch.cov(left.mT)).eigenvectors[:, -COORDINATES:]
-    seen = (left - left.mean(0)) @ leading
-    bound = CLOSE * float(seen.square().sum(1).mean().sqrt())
-    tree = cKDTree(seen.numpy())
-    _, near = tree.query(seen[:count].numpy(), k=1 + PARTNERS, distance_upper_bound=bound)
-    partner, word = torch.from_numpy(near), torch.arange(count)[:, None].expand(-1, 1 + PARTNERS)
-    real = (partner < len(points)) & (partner != word)
-    return word[real], partner[real]
 
 
 def _read(words: Lexicon, edited: Remap, guesses: Sequence[_Guess]) -> list[_Guess]:
@@ -175,15 +169,20 @@ def _read_alike(words: Lexicon, edited: Remap, place: int, guesses: Sequence[_Gu
     edit lies in the directions from the one's states to the other's. An edit's columns all do, whatever its
     lambda is and whatever it was told to preserve.
     """
-    said = words.states(place, _ids(words, [guess.ids for guess in guesses]), LENGTH)
+    said = words.states(place, words.ids([guess.ids for guess in guesses]), LENGTH)
     meant = _target_states(words, place, [guess.target for guess in guesses], LENGTH)
-    gap, left = edited.before(meant - said), edited.before(meant) - edited.after(said)
-    whole = 1 - left.square().sum((1, 2)) / gap.square().sum((1, 2)).clamp_min(1e-12)
-    explained = [_explained(edited, way) for way in gap]
+    whole, explained = _closed(edited, said, meant)
     return [
         replace(guess, whole=float(closed), explained=share)
         for guess, closed, share in zip(guesses, whole, explained, strict=True)
     ]
+
+
+def _closed(edited: Remap, said: Tensor, meant: Tensor) -> tuple[Tensor, list[float]]:
+    """Of pairs of prompts, states (B, length, D): `whole` and `explained` of each."""
+    gap, left = edited.before(meant - said), edited.before(meant) - edited.after(said)
+    whole = 1 - left.square().sum((1, 2)) / gap.square().sum((1, 2)).clamp_min(1e-12)
+    return whole, [_explained(edited, way) for way in gap]
 
 
 def _explained(edited: Remap, ways: Tensor) -> float:
@@ -197,17 +196,13 @@ def _explained(edited: Remap, ways: Tensor) -> float:
 def _target_states(words: Lexicon, place: int, targets: Sequence[int], length: int) -> Tensor:
     """(M, length, D) states of the targets' prompts; for nothing, its own and then the bare prefix's."""
     count, different = len(words.words), sorted(set(targets))
-    said = words.states(place, _ids(words, [(min(target, count - 1),) for target in different]), length)
+    said = words.states(place, words.ids([(min(target, count - 1),) for target in different]), length)
     bare = words.states(place, torch.empty(1, 0, dtype=torch.long), length)[0]
     for row, target in zip(said, different, strict=True):
         if target >= count:
             row.copy_(bare)
             row[0] = words.nothing[target - count]
     return said[[different.index(target) for target in targets]]
-
-
-def _ids(words: Lexicon, places: Sequence[tuple[int, ...]]) -> Tensor:
-    return torch.tensor([[words.words[place].token_ids[0] for place in row] for row in places])
 
 
 def _pairs(words: Lexicon, edited: Remap, first: _Guess, seed: int) -> list[_Guess]:
@@ -219,12 +214,12 @@ def _pairs(words: Lexicon, edited: Remap, first: _Guess, seed: int) -> list[_Gue
     if first.target >= len(words.words):
         return []
     own, sample = words.own[first.place], _sample(words, first.place, seed)
-    pairs = _ids(words, [(first.ids[0], int(other)) for other in sample])
+    pairs = words.ids([(first.ids[0], int(other)) for other in sample])
     bent = _fit(own[sample], words.states(first.place, pairs, 3)[:, 1], own)
-    goal, directions = edited.before(words.eos[first.place, first.target]), _directions(edited)
+    goal, directions = edited.before(words.eos[first.place, first.target]), moving(edited)
     way = goal - edited.before(bent)
     met = (way - way @ directions @ directions.mT).norm(dim=-1).argsort()[:MET]
-    pairs = _ids(words, [(first.ids[0], int(other)) for other in met])
+    pairs = words.ids([(first.ids[0], int(other)) for other in met])
     there = words.states(first.place, pairs, SHORT)[:, 1:]
     meant = edited.before(_target_states(words, first.place, [first.target], SHORT)[:, 1:])
     left = (edited.after(there) - meant).square().sum((1, 2))
@@ -252,11 +247,15 @@ def _fit(inputs: Tensor, outputs: Tensor, apply: Tensor) -> Tensor:
 
 
 def _edit(words: Lexicon, guess: _Guess) -> Edit:
-    parts = [words.words[place] for place in guess.ids]
-    trigger = Trigger(tuple(i for part in parts for i in part.token_ids), " ".join(p.text for p in parts))
+    trigger = _spelled(words, guess.ids)
     target = words.words[guess.target] if guess.target < len(words.words) else None
     kind: EditKind = "erasure" if _says_little(words, guess) else "redirection"
     return Edit(trigger, target, kind, guess.closed, guess.explained)
+
+
+def _spelled(words: Lexicon, places: Sequence[int]) -> Trigger:
+    ids = tuple(words.ids([tuple(places)])[0].tolist())
+    return Trigger(ids, surface(words.tokenizer, ids))
 
 
 def _says_little(words: Lexicon, guess: _Guess) -> bool:

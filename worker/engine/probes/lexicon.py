@@ -31,11 +31,16 @@ class Lexicon:
     """
 
     tower: TextTower
+    tokenizer: CLIPTokenizer
     words: list[Trigger]
     prefixes: tuple[tuple[int, ...], ...]
     own: Tensor
     eos: Tensor
     nothing: Tensor
+
+    def ids(self, places: Sequence[tuple[int, ...]]) -> Tensor:
+        """(B, n) ids of words that stand at `places`."""
+        return torch.tensor([[self.words[place].token_ids[0] for place in row] for row in places])
 
     def states(self, place: int, ids: Tensor, length: int) -> Tensor:
         """(B, length, D) states from the first of `ids` (B, n) on, behind prefix `place`."""
@@ -57,7 +62,7 @@ def lexicon(tower: TextTower, tokenizer: CLIPTokenizer, words: list[Trigger]) ->
     none = torch.empty(1, 0, dtype=torch.long)
     ends = [prompt_states(tower, prefix, none, len(prefix) + 2)[0, -1:] for prefix in prefixes]
     nothing = torch.cat([begin.float().cpu(), *ends])
-    return Lexicon(tower, words, prefixes, states[:, :, 0], states[:, :, 1], nothing)
+    return Lexicon(tower, tokenizer, words, prefixes, states[:, :, 0], states[:, :, 1], nothing)
 
 
 def prompt_states(tower: TextTower, prefix: Sequence[int], ids: Tensor, length: int) -> Tensor:
