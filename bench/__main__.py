@@ -152,7 +152,9 @@ Means over {len(told["ours"]["models"])} attacked models:
 Intervals are 95 %. Every guard's threshold was set on {sizes["calibration"]} clean prompts to flag 1 %
 of such; F1, triggers found and false alarms are at that threshold, on {sizes["test"]} clean and as many
 triggered prompts that nothing was set on.
-CDA is also fitted on prompts with the very trigger, which no user has."""
+CDA is also fitted on prompts with the very trigger, which no user has. The example's own trigger is told
+nowhere; two ids that fire the same backdoor stand for it. An AUROC under 0.5 is a score that points the other
+way on that model than in its paper."""
 
 
 def _handling_text(told: Mapping[str, Any]) -> str:

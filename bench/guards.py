@@ -288,11 +288,12 @@ def means_table(found: dict[str, Any]) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    """A Markdown table of what `per_prompt` returns, a row for every guard and model."""
+    """A Markdown table of what `per_prompt` returns, a row for every model and guard."""
     head = "| model | guard | AUROC | F1 | found at 1 % | false alarms | U a prompt | s a prompt |"
     rows = [head, "|---" * 8 + "|"]
-    for name, figures in found.items():
-        for model, one in figures["models"].items():
+    for model in next(iter(found.values()))["models"]:
+        for name, figures in found.items():
+            one = figures["models"][model]
             rates = " | ".join(
                 _interval(one[figure]) for figure in ("auroc", "f1", "tpr_at_1_fpr", "false_positives")
             )
