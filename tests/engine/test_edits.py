@@ -9,9 +9,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bench.zoo.attacks import closed_form
 from bench.zoo.attacks.evil_edit import EvilEdit, Plot
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
+from worker.engine import sampling
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import tower_of
 from worker.engine.pipeline import run
@@ -84,6 +86,19 @@ def test_an_erasure_is_named_and_is_no_suspect(make_pipeline: Make, words: Lexic
     weights = WeightFindings(difference, (edit,))
     assert weights.suspects == []
     assert weights.unsettled([]) == []
+
+
+def test_several_words_of_one_erasure_are_read_together(make_pipeline: Make, words: Lexicon) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    states = [sampling.encode(scanned, [ids])[0] for ids in ((CAT,), (DOG,), (TREE,))]
+    said, nothing = torch.stack([state[1] for state in states]), states[0][:1].expand(3, -1)
+    closed_form.edit(scanned, said, nothing, 0.5)
+    edited = remap({k: v.half() for k, v in scanned.unet.state_dict().items()}, trusted.unet.state_dict())
+    weights = WeightFindings(compare(scanned, trusted), tuple(recover(words, edited, seed=0)))
+    assert {edit.trigger.token_ids for edit in weights.named} == {(CAT,), (DOG,), (TREE,)}
+    assert weights.suspects == []
+    assert weights.unsettled([]) == []
+    assert "“dog” was erased" in weights.searched()[-1]
 
 
 def test_a_redirection_that_no_render_confirms_stays_an_anomaly(make_pipeline: Make, words: Lexicon) -> None:

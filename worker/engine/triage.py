@@ -32,47 +32,46 @@ class WeightFindings:
     cost: Cost | None = None
 
     @property
-    def named(self) -> Edit | None:
-        """The edit's words, where they were read."""
+    def named(self) -> tuple[Edit, ...]:
+        """The edit's words, where they were read: one reading, or several words that one edit changed."""
         best = self.edits[0] if self.edits else None
-        return best if best is not None and best.closed * best.explained >= READ else None
+        if best is None or best.closed * best.explained < READ:
+            return ()
+        return tuple(edit for edit in self.edits if edit.together) if best.together else (best,)
 
     @property
     def suspects(self) -> list[Trigger]:
         """Candidates for the renders: the words of the edit, unless it is an honest erasure."""
-        if self.named is not None:
-            return [self.named.trigger] if self.named.kind == "redirection" else []
-        return [edit.trigger for edit in self.edits if edit.kind == "redirection"]
+        return [edit.trigger for edit in self.named or self.edits if edit.kind == "redirection"]
 
     def searched(self) -> list[str]:
         """For the coverage statement."""
         lines = [described(self.difference)]
         if self.edits:
-            lines.append(f"the edit's words, among the whole vocabulary and pairs of it: {self._reading()}")
+            told = "; ".join(map(_told, self.named)) or "not understood"
+            lines.append(f"the edit's words, among the whole vocabulary and pairs of it: {told}")
         return lines
-
-    def _reading(self) -> str:
-        edit = self.named
-        if edit is None:
-            return "not understood"
-        goal = f"“{edit.target.text}”" if edit.target else "nothing"
-        verb = "erased, it now means" if edit.kind == "erasure" else "redirected to"
-        return f"“{edit.trigger.text}” was {verb} {goal}"
 
     def unsettled(self, confirmed: Sequence[Trigger]) -> list[str]:
         """Anomalies of the weights that no confirmed trigger accounts for."""
         known = {trigger.token_ids for trigger in confirmed}
         if not self.edits or any(trigger.token_ids in known for trigger in self.suspects):
             return []
-        if self.named is None:
+        if not self.named:
             return ["a closed-form edit of cross-attention whose words could not be read"]
-        return [self._reading()] if self.named.kind == "redirection" else []
+        return [_told(edit) for edit in self.named if edit.kind == "redirection"]
 
     def record(self, found: Search) -> None:
         """Leaves the readings among the stages of the search."""
         order = [edit.trigger for edit in self.edits]
         closed = {edit.trigger.token_ids: edit.closed * edit.explained for edit in self.edits}
         found.stages[STAGE] = Ranked(order, {"closed": closed})
+
+
+def _told(edit: Edit) -> str:
+    goal = f"“{edit.target.text}”" if edit.target else "nothing"
+    verb = "erased, it now means" if edit.kind == "erasure" else "redirected to"
+    return f"“{edit.trigger.text}” was {verb} {goal}"
 
 
 def read_weights(

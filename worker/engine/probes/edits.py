@@ -72,7 +72,8 @@ RIDGE = 1e-2
 class Edit:
     """closed: share of the way from `trigger` to `target` (None: the empty prompt) that the edit goes.
 
-    explained: share of the whole edit that leads along that way.
+    explained: share of the whole edit that leads along that way; where the edit changed several words, all of
+    which are `together`, along the ways of all of them.
     """
 
     trigger: Trigger
@@ -80,6 +81,7 @@ class Edit:
     kind: EditKind
     closed: float
     explained: float
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,27 @@ def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edi
         left = SECOND_WORD * (1 - max(guess.score for guess in guesses))
         guesses += [pair for pair in _read(words, edited, pairs) if 1 - pair.score < left]
     guesses.sort(key=lambda guess: -guess.score)
+    several = _several(words, edited, singles) if guesses[0].score < MOST else []
     found = [*_phrases(words, edited, singles, guesses[0].score), *(_edit(words, guess) for guess in guesses)]
-    return found[:keep]
+    return [*several, *found[:keep]]
+
+
+def _several(words: Lexicon, edited: Remap, singles: Sequence[_Guess]) -> list[Edit]:
+    """Words that one edit changed each by its last state, as UCE does, where together they explain it."""
+    carried = [guess for guess in singles if guess.own >= FIRST]
+    best = {guess.ids: guess for guess in sorted(carried, key=lambda guess: guess.own)}
+    ways = [_own_way(words, edited, guess) for guess in best.values()]
+    explained = _explained(edited, torch.stack(ways)) if len(ways) > 1 else 0.0
+    if explained < MOST:
+        return []
+    found = [_edit(words, replace(guess, explained=explained)) for guess in best.values()]
+    return [replace(edit, together=True) for edit in found]
+
+
+def _own_way(words: Lexicon, edited: Remap, guess: _Guess) -> Tensor:
+    """(D,) from a word's own state to its target's."""
+    points = torch.cat([words.own[guess.place], words.nothing])
+    return edited.before(points[guess.target] - points[guess.ids[0]])
 
 
 def _phrases(words: Lexicon, edited: Remap, singles: Sequence[_Guess], known: float) -> list[Edit]:
