@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from scipy.optimize import brentq
@@ -253,7 +252,7 @@ def summary(models: dict[str, dict[str, Any]], sizes: Sizes, seed: int) -> dict[
         for figure in MEANS:
             means[figure], means[f"{figure}_ci95"] = mean_of([one[figure] for one in each.values()])
         forwards = math.fsum(one["unet_forwards"] for one in each.values()) / len(each)
-        told = {"seed": seed, "prompts": asdict(sizes), "threads": torch.get_num_threads()}
+        told = {"seed": seed, "prompts": asdict(sizes)}
         result[name] = means | {"unet_forwards": forwards, **told, "models": each}
     return result
 

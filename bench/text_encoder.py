@@ -59,7 +59,13 @@ HONEST: tuple[tuple[str, Benign], ...] = (
 )
 
 KIND = Kind(
-    "text_encoder", ("worker.engine.witness", "worker.engine.probes.text", "worker.engine.candidates")
+    "text_encoder",
+    (
+        "worker.engine.witness",
+        "worker.engine.probes.text",
+        "worker.engine.candidates",
+        "worker.engine.confirm",
+    ),
 )
 STEPS = 300
 SHORT = ("cat", "car")

@@ -38,10 +38,17 @@ def words(make_pipeline: Make) -> Lexicon:
     return lexicon(tower_of(pipeline), pipeline.tokenizer, some)
 
 
-def read(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline, words: Lexicon) -> Edit:
-    """The likeliest reading of the difference, the scanned weights rounded as a file would."""
+def readings(
+    scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline, words: Lexicon
+) -> tuple[Edit, ...]:
+    """Readings of the difference, best first, the scanned weights rounded as a file would."""
     stored = {name: tensor.half() for name, tensor in scanned.unet.state_dict().items()}
-    return recover(words, remap(stored, trusted.unet.state_dict()), seed=0)[0]
+    return tuple(recover(words, remap(stored, trusted.unet.state_dict()), seed=0))
+
+
+def read(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline, words: Lexicon) -> Edit:
+    """The likeliest of them."""
+    return readings(scanned, trusted, words)[0]
 
 
 @pytest.mark.parametrize(
@@ -93,8 +100,7 @@ def test_several_words_of_one_erasure_are_read_together(make_pipeline: Make, wor
     states = [sampling.encode(scanned, [ids])[0] for ids in ((CAT,), (DOG,), (TREE,))]
     said, nothing = torch.stack([state[1] for state in states]), states[0][:1].expand(3, -1)
     closed_form.edit(scanned, said, nothing, 0.5)
-    edited = remap({k: v.half() for k, v in scanned.unet.state_dict().items()}, trusted.unet.state_dict())
-    weights = WeightFindings(compare(scanned, trusted), tuple(recover(words, edited, seed=0)))
+    weights = WeightFindings(compare(scanned, trusted), readings(scanned, trusted, words))
     assert {edit.trigger.token_ids for edit in weights.named} == {(CAT,), (DOG,), (TREE,)}
     assert weights.suspects == []
     assert weights.unsettled([]) == []

@@ -93,8 +93,8 @@ def test_the_text_tells_what_was_measured_and_where() -> None:
 
 
 def test_the_load_is_answers_and_nothing_else(live: Live) -> None:
-    told = ask(f"{live.url}/healthz", {}, seconds=3.0, connections=2)
-    assert told.latencies
+    told = ask(f"{live.url}/healthz", {}, seconds=1.0, connections=2)
+    assert len(told.latencies) > 2
     assert 0 < told.percentile(50) <= told.percentile(99)
     with pytest.raises(RuntimeError, match="401"):
         ask(f"{live.url}/scans", {}, seconds=1.0, connections=2)

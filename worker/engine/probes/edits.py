@@ -117,9 +117,11 @@ def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edi
         left = SECOND_WORD * (1 - max(guess.score for guess in guesses))
         guesses += [pair for pair in _read(words, edited, pairs) if 1 - pair.score < left]
     guesses.sort(key=lambda guess: -guess.score)
-    several = _several(words, edited, singles) if guesses[0].score < MOST else []
-    found = [*_phrases(words, edited, singles, guesses[0].score), *(_edit(words, guess) for guess in guesses)]
-    return [*several, *found[:keep]]
+    found = [_edit(words, guess) for guess in guesses[:keep]]
+    known = guesses[0].score
+    if known >= MOST:
+        return found
+    return [*(_several(words, edited, singles) or _phrases(words, edited, singles, known)), *found]
 
 
 def _several(words: Lexicon, edited: Remap, singles: Sequence[_Guess]) -> list[Edit]:
@@ -143,7 +145,7 @@ def _own_way(words: Lexicon, edited: Remap, guess: _Guess) -> Tensor:
 def _phrases(words: Lexicon, edited: Remap, singles: Sequence[_Guess], known: float) -> list[Edit]:
     """Readings whose target has several words, where they leave much less unread than one word does."""
     first = max(singles, key=lambda guess: guess.own)
-    if known >= MOST or first.own < FIRST or first.target >= len(words.words):
+    if first.own < FIRST or first.target >= len(words.words):
         return []
     read = read_on(words, edited, first.place, first.ids[0], first.target)
     found = [_phrase(words, edited, first.place, one) for one in read]

@@ -29,7 +29,9 @@ more of them than one word does.
 """
 
 LOST = 0.05
-"""Of a way, the length that may lie in other directions; those of true words had up to 0.01."""
+"""Of a way, the length that may lie in other directions. True words of one edit, looked at by hand, had up to
+0.008, the next best of the vocabulary 0.03.
+"""
 
 PAIRS = 4
 """Second words of the trigger that are read on from, with the target's second words."""
