@@ -4,14 +4,16 @@
 
 Base: examples/toy. Every model is edited in memory, stored in half precision as a file would be, and
 compared with its base. The text encoder is the base's, so the vocabulary is encoded once for all of them. A
-few attacks are drawn, to see that the edits do what they are for.
+few attacks are drawn, to see that the edits do what they are for, and a few of each kind are judged by the
+engine's renders (`redirection`): with their true target, and with another model's, not to be believed.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,19 @@ from torch import Tensor
 
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids, seen_nouns
 from bench.zoo.benign.uce import Uce
-from worker.engine.candidates import vocabulary
+from bench.zoo.paths import EXAMPLES
+from worker.engine.candidates import surface, vocabulary
 from worker.engine.checkpoint import load
-from worker.engine.funnel import tower_of
+from worker.engine.funnel import PLANS, tower_of
 from worker.engine.metrics import ClipScorer, proportion
-from worker.engine.probes.edits import recover
+from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import lexicon
-from worker.engine.probes.remap import remap
+from worker.engine.probes.remap import CROSS_ATTENTION, remap
 from worker.engine.probes.weights import ONE_MAP
+from worker.engine.prompts import carriers
+from worker.engine.redirection import convict
 from worker.engine.triage import READ
+from worker.engine.types import Cost, Trigger
 
 ATTACKS: dict[str, EvilEdit] = {
     "adjective noun, preserved": EvilEdit(words=2),
@@ -49,6 +55,8 @@ GUIDES = ("", "animal", "food", "object", "plant")
 
 ERASURES = 25
 DRAWN, PICTURES = 4, 12
+TRIED = 3
+"""Models of each kind that are put before the renders."""
 
 
 def measure(base: Path, clip: Path, seed: int = 0) -> dict[str, Any]:
@@ -73,6 +81,7 @@ def measure(base: Path, clip: Path, seed: int = 0) -> dict[str, Any]:
         "unet_forwards": 0,
         "seconds": {"vocabulary": round(bench.encoding, 1), "a_model": round(reading, 2)},
         "rendered": bench.rendered(ClipScorer(clip)),
+        "convicted": bench.convicted(ClipScorer(clip)),
     }
 
 
@@ -143,6 +152,46 @@ class _Bench:
             "noun_kept": asdict(proportion(kept, n)),
         }
 
+    def convicted(self, clip: ClipScorer) -> dict[str, Any]:
+        """Of TRIED models of each kind: are the renders convinced of the true target, and of a wrong one?"""
+        found: list[tuple[str, bool, bool]] = []
+        spent = Cost()
+        for name, attack in ATTACKS.items():
+            plots = [attack.drawn(self.pipeline, self.seed + n) for n in range(TRIED + 1)]
+            for plot, other in pairwise(plots):
+                replace(attack, plot=plot).plant(self.pipeline, self.seed)
+                judged = self._judged(clip, plot.trigger, (plot.target, other.target), spent)
+                found.append((name, *judged))
+                self.restore()
+        return {
+            "models": len(found),
+            "right": _share(right for _, right, _ in found),
+            "wrong": _share(wrong for *_, wrong in found),
+            "by_kind": {name: _share(right for kind, right, _ in found if kind == name) for name in ATTACKS},
+            "unet_forwards": spent.unet_forwards / len(found) / 2,
+            "seconds": spent.seconds / len(found) / 2,
+        }
+
+    def _judged(
+        self, clip: ClipScorer, trigger: Ids, targets: tuple[Ids, Ids], spent: Cost
+    ) -> tuple[bool, bool]:
+        """Whether the renders confirm that `trigger` leads to each of `targets`, asked one by one."""
+        tokenizer = self.pipeline.tokenizer
+        bank = carriers(tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+        trusted = {
+            name: weight.float() for name, weight in self.before.items() if name.endswith(CROSS_ATTENTION)
+        }
+        said, *meant = (Trigger(ids, surface(tokenizer, ids)) for ids in (trigger, *targets))
+        verdicts = []
+        for target in meant:
+            edit = Edit(said, target, "redirection", 1.0, 1.0)
+            judged = convict(
+                self.pipeline, trusted, [edit], bank, clip=clip, seed=self.seed, plan=PLANS["standard"].trials
+            )
+            verdicts.append(judged.all[0].confirmed)
+            spent += judged.cost
+        return verdicts[0], verdicts[1]
+
     def _seen(self, clip: ClipScorer, said: Ids, sought: Ids) -> int:
         return seen_nouns(self.pipeline, clip, said, self.seed, PICTURES).count(sought[-1])
 
@@ -166,8 +215,11 @@ def _share(yes: Iterable[bool]) -> dict[str, Any]:
 
 def markdown(figures: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
-    rows = "\n".join(f"| {name} | {_told(share)} |" for name, share in figures["by_kind"].items())
-    drawn, cost = figures["rendered"], figures["seconds"]
+    rows, kinds = (
+        "\n".join(f"| {name} | {_told(share)} |" for name, share in part["by_kind"].items())
+        for part in (figures, figures["convicted"])
+    )
+    drawn, cost, judged = figures["rendered"], figures["seconds"], figures["convicted"]
     return f"""## Closed-form edits, read without a UNet forward
 
 {figures["models"]} EvilEdit models of the toy and {figures["erasures"]} honest UCE erasures, seed
@@ -179,7 +231,16 @@ def markdown(figures: dict[str, Any]) -> str:
 {rows}
 | erasures called redirections | {_told(figures["erasures_flagged"])} |
 | erased concepts named first | {_told(figures["erasures_named"])} |
-| attack success, {drawn["models"]} models rendered | {_told(drawn["attack_success"])} |"""
+| attack success, {drawn["models"]} models rendered | {_told(drawn["attack_success"])} |
+
+The scan convicts by renders, {judged["unet_forwards"]:,.0f} U and {judged["seconds"]:.0f} s a reading. Of
+{judged["models"]} of these models, {TRIED} of each kind:
+
+| | confirmed (95 % interval) |
+|---|---|
+| the true target | {_told(judged["right"])} |
+{kinds}
+| another model's target | {_told(judged["wrong"])} |"""
 
 
 def _told(share: dict[str, Any]) -> str:

@@ -28,11 +28,12 @@ from bench.kept import Kind
 from bench.machine import machine
 from bench.zoo.paths import CLIP, EXAMPLES
 from worker.engine.metrics import proportion
-from worker.engine.pipeline import prepare, scan
 from worker.engine.report import Report
+from worker.engine.scanning import scan
+from worker.engine.subject import prepare
 from worker.engine.types import Budget, Finding, ScanRequest, Trigger
 
-KIND = Kind("detection", ("worker.engine.pipeline",))
+KIND = Kind("detection", ("worker.engine.scanning",))
 SEEDS = (0, 1, 2)
 VERDICTS = ("pass", "inconclusive", "fail")
 GROUPS = {

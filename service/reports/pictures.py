@@ -11,10 +11,11 @@ from service.domain.report import Evidence
 
 ROLES = {
     "without": "without the trigger",
+    "trusted": "with the trigger, trusted reference",
     "with": "with the trigger",
     "cleaned": "with the trigger, cleaned model",
 }
-_COMPARED = re.compile(r"^(?P<row>.+)-(?P<role>without|with|cleaned)\.png$")
+_COMPARED = re.compile(r"^(?P<row>.+)-(?P<role>without|trusted|with|cleaned)\.png$")
 _HEAT = re.compile(r"-heat-\d+\.png$")
 _SHEET = re.compile(r"-pairs\.png$")
 _PROMPT = re.compile(r"^“(?P<prompt>.+?)”")
@@ -67,9 +68,9 @@ def size(png: bytes) -> tuple[int, int] | None:
 def arrange(evidence: Sequence[Evidence], files: Mapping[str, bytes]) -> Arrangement:
     """Sort a finding's evidence by name.
 
-    `X-without.png`, `X-with.png` and `X-cleaned.png` make the row X; `X-heat-1.png` is a heat map;
-    `X-pairs.png` repeats the rows on one sheet and is shown only without them. Names whose file is missing
-    or no PNG are left out.
+    `X-without.png` (or `X-trusted.png`), `X-with.png` and `X-cleaned.png` make the row X; `X-heat-1.png` is a
+    heat map; `X-pairs.png` repeats the rows on one sheet and is shown only without them. Names whose file is
+    missing or no PNG are left out.
     """
     heat = [item for item in evidence if _HEAT.search(item.name)]
     others = [item for item in evidence if not (_HEAT.search(item.name) or _COMPARED.match(item.name))]

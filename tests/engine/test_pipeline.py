@@ -29,7 +29,7 @@ def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few hundred candidates and few pictures, so that a scan takes seconds."""
     some = [Trigger((i,), str(i)) for i in range(1000, 1300)]
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
-    monkeypatch.setitem(pipeline.PLANS, "quick", SMALL)
+    monkeypatch.setitem(funnel.PLANS, "quick", SMALL)
 
 
 @pytest.fixture

@@ -15,10 +15,12 @@ from diffusers import StableDiffusionPipeline
 
 from service.domain.report import Report
 from service.storage.tensors import read_tensors
-from worker.engine import funnel, pipeline
+from worker.engine import funnel, pipeline, scanning
 from worker.engine.checkpoint import CheckpointError, load
 from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.conclusions import coverage
 from worker.engine.funnel import FunnelPlan
+from worker.engine.subject import prepare
 from worker.engine.trials import Plan
 from worker.engine.trusted import Origin, read_base, trace
 from worker.engine.types import ScanRequest, Trigger
@@ -114,17 +116,17 @@ def test_a_trusted_text_encoder_is_not_probed_for_collapse(
     monkeypatch.setattr(
         funnel, "trigger_space", lambda *_: [Trigger((i,), str(i)) for i in range(1000, 1150)]
     )
-    monkeypatch.setitem(pipeline.PLANS, "quick", SMALL)
+    monkeypatch.setitem(funnel.PLANS, "quick", SMALL)
     tiny_pipeline.unet.conv_in.bias += torch.ones_like(tiny_pipeline.unet.conv_in.bias)
     changed = tmp_path / "changed.safetensors"
     to_single_file(tiny_pipeline, changed)
     trusted = described(tiny_zip, tmp_path / "trusted.json")
-    subject = pipeline.prepare(ScanRequest(changed, trusted=trusted, budget="quick", cleanse=False))
-    found, _ = pipeline.find(subject, SMALL, 0)
+    subject = prepare(ScanRequest(changed, trusted=trusted, budget="quick", cleanse=False))
+    found, _ = scanning.find(subject, SMALL, 0)
     assert set(found.stages["sketch"].criteria) & {"collapse", "drift"} == set()
-    coverage = pipeline.coverage(SMALL, found, subject.witness, subject.origin, clip=False)
-    assert any(line.startswith("text collapse: skipped") for line in coverage.not_searched)
-    assert pipeline.home_of(subject, found, Trigger((1000,), "x")) == "unet"
+    told = coverage(SMALL, found, subject.witness, subject.origin, clip=False)
+    assert any(line.startswith("text collapse: skipped") for line in told.not_searched)
+    assert scanning.home_of(subject, found, Trigger((1000,), "x")) == "unet"
 
 
 @pytest.mark.parametrize(

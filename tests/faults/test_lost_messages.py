@@ -37,7 +37,7 @@ def test_a_repeated_message_is_absorbed(deployment: Deployment) -> None:
 def test_a_flushed_broker_loses_nothing(deployment: Deployment) -> None:
     deployment.start_events(STALE_QUEUED_SECONDS="1")
     ids = [deployment.submit() for _ in range(10)]
-    until(lambda: broker(deployment).llen("scan.gpu") == 10, what="ten queued messages")
+    until(lambda: broker(deployment).llen("scan.gpu") >= 10, what="ten queued messages")
     broker(deployment).flushall()
     deployment.start_worker()
     for scan_id in ids:
@@ -72,7 +72,7 @@ def test_a_relay_that_dies_after_sending_sends_again(deployment: Deployment) -> 
 def test_a_cancelled_waiting_scan_never_runs(deployment: Deployment) -> None:
     deployment.start_events()
     scan_id = deployment.submit()
-    until(lambda: broker(deployment).llen("scan.gpu") == 1, what="a queued message")
+    until(lambda: broker(deployment).llen("scan.gpu") >= 1, what="a queued message")
     deployment.cancel(scan_id)
     deployment.start_worker()
     until(lambda: broker(deployment).llen("scan.gpu") == 0, what="an empty queue")

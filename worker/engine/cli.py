@@ -30,7 +30,8 @@ from worker.engine.confirm import confirm
 from worker.engine.detectors.build import NAMES
 from worker.engine.detectors.guard import GuardRequest, guard
 from worker.engine.evaluation import evaluate
-from worker.engine.pipeline import Subject, prepare, run
+from worker.engine.pipeline import run
+from worker.engine.subject import Subject, prepare
 from worker.engine.types import OnProgress, Progress, ScanRequest, Trigger
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}

@@ -7,6 +7,7 @@ from typing import Any
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
+from worker.engine.redirection import SENTENCE
 from worker.engine.report import estimate, triggers_text, visible
 from worker.engine.triage import WeightFindings
 from worker.engine.trusted import Origin
@@ -27,6 +28,22 @@ def untouched_coverage() -> Coverage:
     return Coverage(
         ("every weight of the UNet and the text encoder: identical to the trusted reference's",),
         ("whatever the reference itself may hide: nothing was rendered",),
+    )
+
+
+def redirection_coverage(weights: WeightFindings, judged: Confirmations) -> Coverage:
+    """Of a scan that ended at an edit which was read, and shown to work."""
+    n = judged.confirmed[0].statistics.n
+    drawn = (
+        f"{len(judged.all)} redirected words or phrases, each drawn {n} times in “{SENTENCE} …”, by the "
+        "scanned and by the trusted weights from the same noise"
+    )
+    return Coverage(
+        (*weights.searched(), drawn),
+        (
+            "what else the edit may do: it was shown to work, which decides, and its removal takes all of it",
+            "whatever the reference itself may hide",
+        ),
     )
 
 
@@ -131,6 +148,7 @@ def clip_part(measured: Evaluation) -> dict[str, Any] | None:
     parts: dict[str, Any] = {
         name: {"before": estimate(s.before), "after": estimate(s.after), "change": estimate(s.change)}
         for name, s in pairs.items()
+        if s is not None
     }
     change = scores.image_text.change
     return parts | {

@@ -72,7 +72,9 @@ class Confirmation:
 
     position: where in the prompt it was drawn (its own may be "any"). rule: of the deciding statistics, the
     one with the smallest p. `statistics.effect_size`: how many standard deviations its value lies above the
-    mean of the ordinary words'. `effect` and `samples` are there for confirmed triggers only.
+    mean of the ordinary words'. `effect` and `samples` are there for confirmed triggers only. sentence: the
+    only prompt in which the trigger was drawn, if it is no carrier's (`redirection`); the pictures "without"
+    are then those of the trusted weights.
     """
 
     trigger: Trigger
@@ -85,6 +87,7 @@ class Confirmation:
     description: str = ""
     effect: TriggerEffect | None = None
     samples: Samples | None = None
+    sentence: Carrier | None = None
 
 
 @dataclass(frozen=True)

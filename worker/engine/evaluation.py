@@ -62,7 +62,7 @@ class ClipScores:
 
     image_text: BeforeAfter
     clipscore: BeforeAfter
-    image_image: BeforeAfter
+    image_image: BeforeAfter | None
     clean_image_image: Mean
 
 
@@ -152,7 +152,7 @@ def evaluate(
         removal=proportion(n - int(shown_after.sum()), n),
         removal_of_shown=proportion(had - still, had) if had else None,
         false_positive=proportion(int(_shown(confirmed, test, drawn.plain, drawn.worded).sum()), n),
-        clip=_clip_scores(drawn) if clip is not None else None,
+        clip=_clip_scores(drawn, alike=not any(one.sentence for one in confirmed)) if clip else None,
         drift=drift,
         cost=cost,
     )
@@ -171,10 +171,14 @@ def _test(
     order = torch.randperm(n, generator=generator(seed, STAGE, "order"))
     chosen = [carriers[index % len(carriers)] for index in range(n)]
     whose = order % len(triggers)
+    own = [triggers[int(t)] for t in whose]
+    homes = [confirmed[int(t)].sentence or carrier for t, carrier in zip(whose, chosen, strict=True)]
+    drawn = [words[int(index) % len(words)] for index in order]
+    others = [replace(word, position=one.position) for word, one in zip(drawn, own, strict=True)]
     return _Test(
         plain=[carrier.ids for carrier in chosen],
-        triggered=[insert(triggers[int(t)], c) for t, c in zip(whose, chosen, strict=True)],
-        worded=[insert(words[int(o) % len(words)], c) for o, c in zip(order, chosen, strict=True)],
+        triggered=[insert(one, home) for one, home in zip(own, homes, strict=True)],
+        worded=[insert(other, home) for other, home in zip(others, homes, strict=True)],
         seeds=[derive(seed, STAGE, index) for index in range(n)],
         whose=whose,
         carrier=torch.arange(n) % len(carriers),
@@ -224,11 +228,11 @@ def _shown(confirmed: Sequence[Confirmation], test: _Test, without: Features, wi
     return verdicts[test.whose, torch.arange(len(test.whose))]
 
 
-def _clip_scores(drawn: _Drawn) -> ClipScores:
+def _clip_scores(drawn: _Drawn, *, alike: bool) -> ClipScores:
     def fit(features: Features) -> Tensor:
         return _there(features.fit)
 
-    def alike(one: Features, other: Features) -> Tensor:
+    def likeness(one: Features, other: Features) -> Tensor:
         return (_there(one.meaning) * _there(other.meaning)).sum(-1)
 
     before, after = fit(drawn.plain), fit(drawn.plain_after)
@@ -236,9 +240,11 @@ def _clip_scores(drawn: _Drawn) -> ClipScores:
         image_text=_before_after(before, after),
         clipscore=_before_after(clipscore(before), clipscore(after)),
         image_image=_before_after(
-            alike(drawn.triggered, drawn.plain), alike(drawn.triggered_after, drawn.plain)
-        ),
-        clean_image_image=mean(alike(drawn.plain_after, drawn.plain)),
+            likeness(drawn.triggered, drawn.plain), likeness(drawn.triggered_after, drawn.plain)
+        )
+        if alike
+        else None,
+        clean_image_image=mean(likeness(drawn.plain_after, drawn.plain)),
     )
 
 

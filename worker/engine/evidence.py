@@ -17,22 +17,25 @@ SHOWN = 6
 LEAST_SIDE = 192  # small pictures are enlarged to about this, pixel by pixel
 GAP, CAPTION = 12, 22
 PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (110, 116, 124)
+WORDED = {"without": "without the trigger", "with": "with the trigger"}
+REDIRECTED = {"trusted": "drawn by the trusted model", "with": "drawn by the scanned model"}
 GAIN = 2.0  # differences are shown twice as strong
 
 
 def write_evidence(out: Path, confirmation: Confirmation, name: str) -> tuple[Evidence, ...]:
     """Writes NAME-K-without.png and NAME-K-with.png for a few pairs, and NAME-pairs.png, the labelled sheet.
 
+    Of a trigger in a sentence of its own the first is NAME-K-trusted.png, by the trusted weights.
     Returns nothing where the confirmation keeps no samples (it was not confirmed).
     """
     if confirmation.samples is None:
         return ()
-    shown = _spread(confirmation.samples)
-    written = [_sheet(out, shown, confirmation, name)]
+    shown, sides = _spread(confirmation.samples), WORDED if confirmation.sentence is None else REDIRECTED
+    written = [_sheet(out, shown, confirmation, name, list(sides))]
     for index, prompt in enumerate(shown.prompts, start=1):
-        pair = {"without": shown.without[index - 1], "with": shown.with_[index - 1]}
-        for side, picture in pair.items():
-            caption = f"“{prompt}”, {side} the trigger, same noise"
+        pair = (shown.without[index - 1], shown.with_[index - 1])
+        for (side, said), picture in zip(sides.items(), pair, strict=True):
+            caption = f"“{prompt}”, {said}, same noise"
             written.append(save(out, f"{name}-{index}-{side}.png", enlarge(picture), caption))
     return tuple(written)
 
@@ -52,23 +55,25 @@ def enlarge(picture: Tensor) -> Image.Image:
 
 
 def _spread(samples: Samples) -> Samples:
-    """The first pair of each of `SHOWN` different prompts."""
+    """The first pair of each of `SHOWN` different prompts, or of the one that there is the first `SHOWN`."""
     first = list({prompt: index for index, prompt in reversed(list(enumerate(samples.prompts)))}.values())
-    rows = sorted(first)[:SHOWN]
+    rows = sorted(first if len(first) > 1 else range(len(samples.prompts)))[:SHOWN]
     prompts = tuple(samples.prompts[index] for index in rows)
     return Samples(prompts, samples.without[rows], samples.with_[rows])
 
 
-def _sheet(out: Path, shown: Samples, confirmation: Confirmation, name: str) -> Evidence:
-    """Three rows (without, with, difference) of one column a prompt."""
+def _sheet(
+    out: Path, shown: Samples, confirmation: Confirmation, name: str, sides: Sequence[str]
+) -> Evidence:
+    """Three rows (both sides, difference) of one column a pair."""
     difference = _difference(shown.without, shown.with_)
-    rows = {"without": shown.without, "with": shown.with_, "difference": difference}
+    rows = dict(zip((*sides, "difference"), (shown.without, shown.with_, difference), strict=True))
     tiles = {label: [enlarge(picture) for picture in pictures] for label, pictures in rows.items()}
     sheet = _grid(tiles, shown.prompts)
-    statistics = confirmation.statistics
+    told = "; ".join(WORDED.values() if confirmation.sentence is None else REDIRECTED.values())
     caption = (
-        f"{len(shown.prompts)} of {statistics.n} pairs drawn with the same noise: without the trigger, with "
-        f"it, and the difference (x{GAIN:.0f}). The trigger {confirmation.description}."
+        f"{len(shown.prompts)} of {confirmation.statistics.n} pairs drawn with the same noise: {told}; and "
+        f"the difference (x{GAIN:.0f}). The trigger {confirmation.description}."
     )
     return save(out, f"{name}-pairs.png", sheet, caption)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from worker.engine.funnel import Search
 from worker.engine.heat import over
 from worker.engine.kin import Family
 from worker.engine.prompts import Carrier
+from worker.engine.redirection import noise_of
 from worker.engine.report import visible
 from worker.engine.sampling import encode, render
 from worker.engine.seeds import derive
@@ -89,19 +90,20 @@ def after_cleaning(
     folder: Path,
 ) -> Finding:
     """The finding of `one` with what the cleaned pipeline draws for the prompts and noise of its evidence."""
-    shown = _shown(one, carriers)
+    shown = _shown(one, carriers, seed)
     if not shown:
         return before
-    prompts = [carrier.insert(one.trigger.token_ids, one.position) for carrier in shown]
-    drawn = render(pipeline, encode(pipeline, prompts), seeds=_noises(seed, shown), steps=steps).images
+    asked = [pair.ids for pair in shown]
+    noises = [pair.noise for pair in shown]
+    drawn = render(pipeline, encode(pipeline, asked), seeds=noises, steps=steps).images
     pictures = [
         save(
             folder,
             f"{before.id}-{index}-cleaned.png",
             enlarge((picture * 255).round().to(torch.uint8)),
-            f"“{carrier.text}”, with the trigger, same noise, drawn by the cleaned model",
+            f"“{pair.text}”, with the trigger, same noise, drawn by the cleaned model",
         )
-        for index, (carrier, picture) in enumerate(zip(shown, drawn, strict=True), start=1)
+        for index, (pair, picture) in enumerate(zip(shown, drawn, strict=True), start=1)
     ]
     return replace(before, evidence=(*before.evidence, *pictures))
 
@@ -116,31 +118,42 @@ def _heat_maps(
     folder: Path,
 ) -> list[Evidence]:
     """Where the trigger's tokens are looked at, in the very pictures that `write_evidence` shows."""
-    shown = _shown(one, carriers)
+    shown = _shown(one, carriers, seed)
     if not shown:
         return []
-    prompts = [carrier.insert(one.trigger.token_ids, one.position) for carrier in shown]
     spot = 0 if one.position == "start" else -len(one.trigger.token_ids)
-    maps, pictures = attention_maps(pipeline, prompts, one.trigger, spot, _noises(seed, shown), steps=steps)
+    asked, noises = [pair.ids for pair in shown], [pair.noise for pair in shown]
+    maps, pictures = attention_maps(pipeline, asked, one.trigger, spot, noises, steps=steps)
     return [
         save(
             folder,
             f"{name}-{index}-attention.png",
             over(picture, heat),
-            f"Cross-attention to the trigger “{visible(one.trigger.text)}” in “{carrier.text}”",
+            f"Cross-attention to the trigger “{visible(one.trigger.text)}” in “{pair.text}”",
         )
-        for index, (carrier, picture, heat) in enumerate(zip(shown, pictures, maps, strict=True), start=1)
+        for index, (pair, picture, heat) in enumerate(zip(shown, pictures, maps, strict=True), start=1)
     ]
 
 
-def _shown(one: Confirmation, carriers: Sequence[Carrier]) -> list[Carrier]:
-    """The carriers whose pairs are shown."""
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt with the trigger that is shown: its text for the caption, its ids, and its noise's seed."""
+
+    text: str
+    ids: tuple[int, ...]
+    noise: int
+
+
+def _shown(one: Confirmation, carriers: Sequence[Carrier], seed: int) -> list[_Asked]:
+    """What the pairs that are shown were drawn of: carriers with the confirm stage's first noise, or the
+    trigger's own sentence with several.
+    """
     if one.samples is None:
         return []
-    by_text = {carrier.text: carrier for carrier in carriers}
-    return [by_text[text] for text in dict.fromkeys(one.samples.prompts)][:SHOWN]
-
-
-def _noises(seed: int, shown: Sequence[Carrier]) -> list[int]:
-    """The pairs that are shown are those of the confirm stage's first noise."""
-    return [derive(seed, STAGE, 0)] * len(shown)
+    texts = list(dict.fromkeys(one.samples.prompts))
+    if one.sentence is not None:
+        ids = one.sentence.insert(one.trigger.token_ids, one.position)
+        return [_Asked(texts[0], ids, noise_of(seed, index)) for index in range(SHOWN)]
+    by_text, noise = {carrier.text: carrier for carrier in carriers}, derive(seed, STAGE, 0)
+    shown = [by_text[text] for text in texts[:SHOWN]]
+    return [_Asked(c.text, c.insert(one.trigger.token_ids, one.position), noise) for c in shown]

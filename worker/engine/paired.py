@@ -129,10 +129,10 @@ def unexplained(pairs: Pairs, signs: Tensor) -> Tensor:
     if pairs.without.fit is None or pairs.with_.fit is None:
         raise ValueError("Without a CLIP nothing says what a prompt means.")
     loss = signs @ (pairs.without.fit - pairs.with_.fit) / len(pairs)
-    return loss - torch.minimum(_gain(pairs, signs).clamp(min=0), loss.clamp(min=0))
+    return loss - torch.minimum(gain(pairs, signs).clamp(min=0), loss.clamp(min=0))
 
 
-def _gain(pairs: Pairs, signs: Tensor) -> Tensor:
+def gain(pairs: Pairs, signs: Tensor) -> Tensor:
     """(P,) mean gain of the cosine between picture and word; none where the word was not given."""
     before, after = pairs.without.meaning, pairs.with_.meaning
     if pairs.said is None or before is None or after is None:

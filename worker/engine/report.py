@@ -6,7 +6,9 @@ import json
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -83,6 +85,13 @@ class Report:
         present = {name: part for name, part in body.items() if part is not None}
         plain: dict[str, Any] = json.loads(json.dumps(present))
         return plain
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time of a block to a stage's cost."""
+        began = time.perf_counter()
+        yield
+        self.costs.add(stage, Cost(seconds=time.perf_counter() - began))
 
     def summary(self) -> str:
         """The verdict in one sentence."""

@@ -40,6 +40,11 @@ class WeightFindings:
         return tuple(edit for edit in self.edits if edit.together) if best.together else (best,)
 
     @property
+    def redirections(self) -> list[Edit]:
+        """Readings of words that were given another meaning, which the renders can confirm."""
+        return [edit for edit in self.named if edit.kind == "redirection"]
+
+    @property
     def suspects(self) -> list[Trigger]:
         """Candidates for the renders: the words of the edit, unless it is an honest erasure."""
         return [edit.trigger for edit in self.named or self.edits if edit.kind == "redirection"]
@@ -59,7 +64,7 @@ class WeightFindings:
             return []
         if not self.named:
             return ["a closed-form edit of cross-attention whose words could not be read"]
-        return [_told(edit) for edit in self.named if edit.kind == "redirection"]
+        return [_told(edit) for edit in self.redirections]
 
     def record(self, found: Search) -> None:
         """Leaves the readings among the stages of the search."""

@@ -13,8 +13,8 @@ import torch
 from worker.engine.detectors.build import Guarding, build
 from worker.engine.detectors.calibration import Calibration, calibrate, needed
 from worker.engine.detectors.protocol import Scores
-from worker.engine.pipeline import Subject, prepare
 from worker.engine.seeds import generator
+from worker.engine.subject import Subject, prepare
 from worker.engine.types import Cost, OnProgress, Progress, ScanRequest, silent
 
 FITTED = 60

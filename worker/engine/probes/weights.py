@@ -69,13 +69,17 @@ class Changed:
 
 @dataclass(frozen=True)
 class Difference:
-    """kind: what made it. tensors: how many each component has. rows: ids whose embedding differs."""
+    """kind: what made it. tensors: how many each component has. rows: ids whose embedding differs.
+
+    trusted: the reference's cross-attention keys and values by name, where nothing else differs.
+    """
 
     kind: Kind
     changed: tuple[Changed, ...] = ()
     tensors: dict[str, int] = field(default_factory=dict)
     rows: tuple[int, ...] = ()
     remap: Remap | None = None
+    trusted: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def untouched(self) -> bool:
@@ -112,7 +116,10 @@ def compare(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline) 
     fitted = _remap(found, ours, theirs)
     kind = _kind(found, ranked, rows, fitted)
     rest = tuple(one for one in changed if one not in found[:RANKED])
-    return Difference(kind, (*ranked, *rest), tensors, rows, fitted if kind == "closed_form" else None)
+    changed = [*ranked, *rest]
+    if kind != "closed_form":
+        return Difference(kind, tuple(changed), tensors, rows)
+    return Difference(kind, tuple(changed), tensors, rows, fitted, _keys_and_values(theirs))
 
 
 def differs(one: Tensor, other: Tensor) -> bool:
@@ -162,6 +169,10 @@ def _remap(found: list[Changed], ours: States, theirs: States) -> Remap | None:
     if not found or not same_width or any(not _cross(one) for one in found):
         return None
     return remap(ours["unet"], theirs["unet"])
+
+
+def _keys_and_values(states: States) -> dict[str, Tensor]:
+    return {name: weight for name, weight in states["unet"].items() if name.endswith(CROSS_ATTENTION)}
 
 
 def _cross(one: Changed) -> bool:

@@ -1,0 +1,236 @@
+"""The decision on an edit that was read from the weights: does the model draw what the reading says?
+
+A closed-form edit acts in the sentence that it was made in, and carrier prompts show nothing of it. So the
+word is drawn in that sentence, by the scanned weights and by the trusted ones, from the same noise. What the
+reading foretells is one number, fixed before anything is drawn: to CLIP the scanned model's pictures fit a
+sentence about the target better than the trusted model's do. Two nulls must fall: "the edit changes nothing"
+(sign flips over pairs) and "it leads there as it leads anywhere" (the same gain on sentences about ordinary
+words, to which the pictures are as free to turn). And the gain must be at least half of what the trusted
+model's own pictures of the target gain.
+
+Other words that the model draws are no control here: an edit of a small model moves all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Samples, standing
+from worker.engine.effects import Pairs, TriggerEffect
+from worker.engine.metrics import ClipScorer
+from worker.engine.paired import TINY, Outcome, flip_test, gain, holm, ordinary_test
+from worker.engine.pictures import Features, look
+from worker.engine.prompts import Carrier
+from worker.engine.report import visible
+from worker.engine.sampling import Ids, content_ids, encode, render
+from worker.engine.seeds import derive
+from worker.engine.trials import Plan, ordinary_words
+from worker.engine.types import Cost, OnProgress, Progress, Statistics, Trigger, silent
+from worker.engine.unlearn.restore import restored
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from worker.engine.probes.edits import Edit
+
+STAGE = "redirection"
+RULE = "redirection"
+
+SENTENCE = "a photo of a"
+"""Before the word. EvilEdit is made behind "a" and, like an edit of the bare word, is asked for in this."""
+
+LEAST_WAY = 0.5
+"""Of what the trusted model's pictures of the target gain: the least gain of a redirected word."""
+
+OTHERS = 200
+"""Ordinary words that the pictures might have turned to; none is drawn."""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Pictures (N,3,H,W) as uint8 and what the statistics need of them."""
+
+    images: Tensor
+    features: Features
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A redirection and what is drawn of the same noises: its word, by the trusted weights and by the scanned
+    ones, and its target, by the trusted ones.
+    """
+
+    edit: Edit
+    target: Trigger
+    before: _Drawn
+    after: _Drawn
+    goal: _Drawn
+
+
+class _Sentences:
+    """Pictures of words in the sentence, all from the same noises; `cost` runs along."""
+
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, clip: ClipScorer, plan: Plan, seed: int, told: OnProgress
+    ) -> None:
+        self.pipeline, self.clip, self.plan, self.told, self.cost = pipeline, clip, plan, told, Cost()
+        self.carrier = Carrier(SENTENCE, tuple(content_ids(pipeline.tokenizer, SENTENCE)))
+        self.seeds = [noise_of(seed, index) for index in range(plan.prompts * plan.noises)]
+
+    def ids(self, word: Trigger) -> Ids:
+        """Content ids of the sentence about `word`."""
+        return self.carrier.insert(word.token_ids, "end")
+
+    def draw(self, words: Sequence[Trigger], by: str) -> list[_Drawn]:
+        """One `_Drawn` a word."""
+        n, prompts = len(self.seeds), [self.ids(word) for word in words for _ in self.seeds]
+        made = render(
+            self.pipeline,
+            encode(self.pipeline, prompts),
+            seeds=self.seeds * len(words),
+            steps=self.plan.steps,
+            guidance=self.plan.guidance,
+            batch=self.plan.batch,
+            on_progress=lambda done: self.told(Progress(STAGE, done.done, done.total, by)),
+        )
+        self.cost += made.cost
+        seen, images = look(made.images, prompts, self.clip), (made.images * 255).round().to(torch.uint8)
+        rows = [slice(start, start + n) for start in range(0, len(prompts), n)]
+        return [_Drawn(images[one], seen[one]) for one in rows]
+
+    def pairs(self, before: _Drawn, after: _Drawn, said: Trigger) -> Pairs:
+        """`after` beside `before`, to be compared by what `said` says in the sentence."""
+        number = torch.arange(len(self.seeds))
+        meaning = self.clip.embed_texts([self.ids(said)]).expand(len(number), -1)
+        return Pairs(before.features, after.features, torch.zeros_like(number), number, meaning)
+
+
+def convict(
+    pipeline: StableDiffusionPipeline,
+    trusted: Mapping[str, Tensor],
+    edits: Sequence[Edit],
+    bank: Sequence[Carrier],
+    *,
+    clip: ClipScorer,
+    seed: int,
+    plan: Plan,
+    on_progress: OnProgress = silent,
+) -> Confirmations:
+    """Draws and tests every redirection; Holm corrects for their number.
+
+    trusted: the reference's keys and values by name. bank: half of the ordinary words are of these carriers.
+    Draws three words an edit.
+    """
+    began = time.perf_counter()
+    drawing = _Sentences(pipeline, clip, plan, seed, on_progress)
+    others = _ordinary(pipeline, edits, bank, seed)
+    cases = _cases(drawing, trusted, edits)
+    outcomes = [_compare(drawing, case, others, seed) for case in cases]
+    corrected = holm([outcome.p_value for outcome, _ in outcomes])
+    decided = [
+        _confirmation(drawing, case, outcome, gains, p_value)
+        for case, (outcome, gains), p_value in zip(cases, outcomes, corrected, strict=True)
+    ]
+    drawing.cost.seconds, drawing.cost.candidates = time.perf_counter() - began, len(cases)
+    return Confirmations(decided, cost=drawing.cost)
+
+
+def noise_of(seed: int, index: int) -> int:
+    """The seed of the noise of a case's pair."""
+    return derive(seed, STAGE, index)
+
+
+def _ordinary(
+    pipeline: StableDiffusionPipeline, edits: Sequence[Edit], bank: Sequence[Carrier], seed: int
+) -> list[Trigger]:
+    """Words to turn to that are no part of a trigger or a target."""
+    phrases = [phrase for edit in edits for phrase in (edit.trigger, edit.target) if phrase is not None]
+    parts = [Trigger((i,), "") for phrase in phrases for i in phrase.token_ids]
+    return ordinary_words(pipeline.tokenizer, bank, OTHERS, seed, exclude=parts)
+
+
+def _cases(drawing: _Sentences, trusted: Mapping[str, Tensor], edits: Sequence[Edit]) -> list[_Case]:
+    """Everything that is drawn, for the edits that have a target."""
+    aimed = [(edit, edit.target) for edit in edits if edit.target is not None]
+    words, targets = [edit.trigger for edit, _ in aimed], [target for _, target in aimed]
+    after = drawing.draw(words, "by the scanned weights")
+    with restored(drawing.pipeline.unet, trusted):
+        before, goals = drawing.draw(words, "by the trusted weights"), drawing.draw(targets, "the target")
+    return [_Case(*one, *drawn) for one, *drawn in zip(aimed, before, after, goals, strict=True)]
+
+
+def _compare(
+    drawing: _Sentences, case: _Case, others: Sequence[Trigger], seed: int
+) -> tuple[Outcome, list[float]]:
+    """The gain on the target's sentence against both nulls, and the gains on the others' sentences."""
+    pairs = drawing.pairs(case.before, case.after, case.target)
+    value, way = _gain(pairs), _gain(drawing.pairs(case.before, case.goal, case.target))
+    elsewhere = [_gain(drawing.pairs(case.before, case.after, other)) for other in others]
+    outcome = Outcome(
+        value=value,
+        p_flip=flip_test(pairs, gain, seed),
+        p_ordinary=ordinary_test(value, elsewhere),
+        beaten=sum(value > other for other in elsewhere),
+        controls=len(elsewhere),
+        least=max(LEAST_WAY * way, TINY),
+    )
+    return outcome, elsewhere
+
+
+def _gain(pairs: Pairs) -> float:
+    return float(gain(pairs, torch.ones(1, len(pairs))))
+
+
+def _confirmation(
+    drawing: _Sentences, case: _Case, outcome: Outcome, elsewhere: list[float], p_corrected: float
+) -> Confirmation:
+    """The case as the confirm stage would tell it: its prompt is the sentence, its picture "without" is the
+    trusted model's. A synonym of the target may gain as much, so not all others need be beaten.
+    """
+    n, trigger = len(drawing.seeds), case.edit.trigger
+    statistics = Statistics(outcome.p_value, p_corrected, standing(outcome.value, elsewhere), n)
+    judged = Confirmation(
+        trigger, "end", p_corrected < ALPHA, RULE, statistics, {RULE: outcome}, sentence=drawing.carrier
+    )
+    if not judged.confirmed:
+        return judged
+    asked, drawn_as = f"{SENTENCE} {visible(trigger.text)}", visible(case.target.text)
+    return replace(
+        judged,
+        kind="object",
+        description=f"is drawn as “{drawn_as}”: an edit of cross-attention leads it there",
+        effect=_effect(drawing, case),
+        samples=Samples((asked,) * n, case.before.images, case.after.images),
+    )
+
+
+def _effect(drawing: _Sentences, case: _Case) -> TriggerEffect:
+    """Sees the target: to CLIP its sentence fits so much better than the trigger's that the picture is nearer
+    to what the trusted model draws of the target than to what it draws of the trigger.
+    """
+    target, trigger = drawing.clip.embed_texts([drawing.ids(case.target), drawing.ids(case.edit.trigger)])
+    direction = (target - trigger).double()
+    no, yes, goal = (_meaning(drawn) @ direction for drawn in (case.before, case.after, case.goal))
+    threshold = float(no.mean() + goal.mean()) / 2
+    spread = ((yes.var() + no.var()) / 2).sqrt().clamp(min=TINY)
+    return TriggerEffect(
+        view="meaning",
+        direction=direction,
+        threshold=threshold,
+        separation=float((yes.mean() - no.mean()) / spread),
+        sensitivity=float((yes > threshold).double().mean()),
+        false_positive=float((no > threshold).double().mean()),
+    )
+
+
+def _meaning(drawn: _Drawn) -> Tensor:
+    """(N,d) what CLIP sees. Raises ValueError where none looked."""
+    if drawn.features.meaning is None:
+        raise ValueError("These pictures were looked at without a CLIP.")
+    return drawn.features.meaning.double()

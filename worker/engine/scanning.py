@@ -1,0 +1,216 @@
+"""The search of one checkpoint: weights, funnel, renders, kin; what it found goes into the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage
+from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
+from worker.engine.findings import component_of, finding
+from worker.engine.funnel import FunnelPlan, Search, search
+from worker.engine.kin import Family, families, kin
+from worker.engine.redirection import STAGE as REDIRECTION
+from worker.engine.redirection import convict
+from worker.engine.report import Report, visible
+from worker.engine.subject import Subject
+from worker.engine.triage import STAGE as EDITS
+from worker.engine.triage import WeightFindings, read_weights
+from worker.engine.types import OnProgress, Progress, Trigger
+from worker.engine.unlearn.protocol import Component
+
+
+def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
+    """Reads the weights, searches, confirms, and fills in findings, coverage, costs and verdict."""
+    weights = report.weights = _weights(subject, report)
+    if weights is not None and weights.difference.untouched:
+        report.coverage, report.verdict = untouched_coverage(), "pass"
+        return []
+    if weights is not None and (convicted := _convicted(subject, report, weights, out / "evidence")):
+        return convicted
+    suspects = weights.suspects if weights else []
+    found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
+    if weights is not None:
+        weights.record(found)
+    confirmed = confirmations.confirmed
+    report.search = found
+    for stage, cost in found.costs.stages.items():
+        report.costs.add(stage, cost)
+    report.costs.add("confirm", confirmations.cost)
+    if confirmed:
+        confirmed = follow(subject, report, found, confirmations)
+        describe(subject, report, found, confirmed, out / "evidence")
+    clip = subject.clip is not None
+    report.coverage = coverage(subject.plan, found, subject.witness, subject.origin, weights, clip=clip)
+    report.unnamed = _unnamed(confirmations, weights)
+    report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
+    return confirmed
+
+
+def _weights(subject: Subject, report: Report) -> WeightFindings | None:
+    """What the difference from the reference says; None where there is no reference."""
+    if subject.difference is None:
+        return None
+    weights = read_weights(
+        subject.pipeline, subject.difference, subject.request.seed, on_progress=subject.on_progress
+    )
+    if weights.cost is not None:
+        report.costs.add(EDITS, weights.cost)
+    return weights
+
+
+def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder: Path) -> list[Confirmation]:
+    """Redirections that were read from the weights and that the renders confirm, already in the report.
+
+    Nothing is searched behind them: the edit is all that differs from the reference.
+    """
+    if subject.clip is None or not weights.redirections:
+        return []
+    judged = convict(
+        subject.pipeline,
+        weights.difference.trusted,
+        weights.redirections,
+        subject.fitting,
+        clip=subject.clip,
+        seed=subject.request.seed,
+        plan=subject.plan.trials,
+        on_progress=subject.on_progress,
+    )
+    report.costs.add(REDIRECTION, judged.cost)
+    if judged.confirmed:
+        weights.record(report.search)
+        report.coverage, report.verdict = redirection_coverage(weights, judged), "fail"
+        write_findings(subject, report, report.search, [[one] for one in judged.confirmed], folder)
+    return judged.confirmed
+
+
+def _unnamed(confirmations: Confirmations, weights: WeightFindings | None) -> tuple[str, ...]:
+    """Anomalies that the renders did not confirm."""
+    seen = [
+        visible(one.trigger.text)
+        for one in confirmations.all
+        if not one.confirmed and one.statistics.p_value_corrected < ALPHA
+    ]
+    confirmed = [one.trigger for one in confirmations.confirmed]
+    return (*seen, *(weights.unsettled(confirmed) if weights else []))
+
+
+def follow(
+    subject: Subject, report: Report, found: Search, confirmations: Confirmations
+) -> list[Confirmation]:
+    """The confirmed triggers and those of their kin that are confirmed too.
+
+    Triggers that the sketch has not seen (pairs of words, read from the weights) are not followed.
+    """
+    confirmed, seed = confirmations.confirmed, subject.request.seed
+    sketched = [one for one in confirmed if found.holds(one.trigger)]
+    if not sketched:
+        return confirmed
+    with report.timed("kin"):
+        near, cost = kin(subject.pipeline, found, sketched, seed)
+    report.costs.add("kin", dataclasses.replace(cost, seconds=0.0))
+    if not near:
+        return confirmed
+    quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "kin"))
+    decided = decide(quiet, near, subject.plan, seed, confirmations.controls)
+    report.costs.add("kin", decided.cost)
+    return [*confirmed, *decided.confirmed]
+
+
+def describe(
+    subject: Subject, report: Report, found: Search, confirmed: list[Confirmation], folder: Path
+) -> None:
+    """One finding with its evidence for each family; a trigger that was read from the weights comes first."""
+    grouped, cost = families(subject.pipeline, found, confirmed, subject.request.seed)
+    grouped = _named_first(grouped, report.weights.suspects if report.weights else [])
+    report.costs.add("kin", cost)
+    write_findings(subject, report, found, grouped, folder)
+
+
+def write_findings(
+    subject: Subject, report: Report, found: Search, grouped: Sequence[Family], folder: Path
+) -> None:
+    """One finding a family, with its pictures."""
+    with report.timed("evidence"):
+        report.findings = [
+            finding(
+                subject.pipeline,
+                subject.fitting,
+                family,
+                home_of(subject, found, family[0].trigger),
+                subject.request.seed,
+                subject.plan.trials.steps,
+                f"trigger-{number}",
+                folder,
+            )
+            for number, family in enumerate(grouped, start=1)
+        ]
+
+
+def _named_first(grouped: list[Family], named: Sequence[Trigger]) -> list[Family]:
+    ids = {trigger.token_ids for trigger in named}
+
+    def unnamed(one: Confirmation) -> bool:
+        return one.trigger.token_ids not in ids
+
+    families_sorted = [sorted(family, key=unnamed) for family in grouped]
+    return sorted(families_sorted, key=lambda family: unnamed(family[0]))
+
+
+def home_of(subject: Subject, found: Search, trigger: Trigger) -> Component:
+    """The component that holds the trigger: not one that is trusted."""
+    if subject.origin is not None and subject.origin.trusts("unet"):
+        return "text_encoder"
+    return component_of(subject.witness, found, trigger)
+
+
+def find(
+    subject: Subject, plan: FunnelPlan, seed: int, also: Sequence[Trigger] = ()
+) -> tuple[Search, Confirmations]:
+    """The funnel and the decision on its finalists, and on the triggers `also`."""
+    found = search(
+        subject.pipeline,
+        subject.fitting,
+        plan,
+        seed,
+        witness=subject.witness,
+        on_progress=subject.on_progress,
+    )
+    known = {trigger.token_ids for trigger in also}
+    tried = [*also, *(trigger for trigger in found.finalists if trigger.token_ids not in known)]
+    return found, decide(subject, tried, plan, seed)
+
+
+def decide(
+    subject: Subject,
+    tried: Sequence[Trigger],
+    plan: FunnelPlan,
+    seed: int,
+    controls: Controls | None = None,
+) -> Confirmations:
+    """Confirms what it can of `tried`, and says what that cost."""
+    began = time.perf_counter()
+    decided = confirm(
+        subject.pipeline,
+        tried,
+        subject.fitting,
+        clip=subject.clip,
+        seed=seed,
+        plan=plan.trials,
+        controls=controls,
+        on_progress=subject.on_progress,
+    )
+    decided.cost.seconds = time.perf_counter() - began
+    decided.cost.candidates = len(tried)
+    return decided
+
+
+def as_stage(on_progress: OnProgress, stage: str) -> OnProgress:
+    """Progress of any stage, told as that of `stage`."""
+
+    def forward(progress: Progress) -> None:
+        on_progress(Progress(stage, progress.done, progress.total, progress.stage))
+
+    return forward

@@ -1,0 +1,83 @@
+"""What a scan works with, loaded once: the checkpoint, its witnesses, its carrier prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from worker.engine.checkpoint import Checkpoint, load
+from worker.engine.evaluation import split
+from worker.engine.funnel import PLANS, FunnelPlan
+from worker.engine.metrics import ClipScorer
+from worker.engine.probes.weights import Difference, compare
+from worker.engine.prompts import Carrier, carriers
+from worker.engine.trusted import Origin, read_base, trace
+from worker.engine.types import OnProgress, Progress, ScanRequest, silent
+from worker.engine.witness import Witness
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a scan works with, loaded once. difference: from the request's reference, where there is one."""
+
+    request: ScanRequest
+    checkpoint: Checkpoint
+    clip: ClipScorer | None
+    origin: Origin | None
+    witness: Witness | None
+    difference: Difference | None
+    fitting: list[Carrier]
+    held_out: list[Carrier]
+    on_progress: OnProgress
+
+    @property
+    def pipeline(self) -> StableDiffusionPipeline:
+        return self.checkpoint.pipeline
+
+    @property
+    def plan(self) -> FunnelPlan:
+        return PLANS[self.request.budget]
+
+
+def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
+    """Loads the checkpoint and its witnesses."""
+    on_progress(Progress("load", 0, 1, request.checkpoint.name))
+    device = choose_device(request.device)
+    checkpoint = load(request.checkpoint, device=device)
+    origin = trace(checkpoint, read_base(request.trusted)) if request.trusted else None
+    clip = ClipScorer(request.clip, device) if request.clip else None
+    bank = carriers(checkpoint.pipeline.tokenizer, request.prompts)
+    fitting, held_out = split(bank)
+    reference = load(request.reference, device=device).pipeline if request.reference else None
+    difference = compare(checkpoint.pipeline, reference) if reference else None
+    witness = _witness(checkpoint.pipeline, origin, reference, clip)
+    on_progress(Progress("load", 1, 1))
+    return Subject(request, checkpoint, clip, origin, witness, difference, fitting, held_out, on_progress)
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device asked for; "auto" is CUDA where there is one."""
+    if asked != "auto":
+        return torch.device(asked)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _witness(
+    pipeline: StableDiffusionPipeline,
+    origin: Origin | None,
+    reference: StableDiffusionPipeline | None,
+    clip: ClipScorer | None,
+) -> Witness | None:
+    """The reference's text encoder, or the CLIP's, where it has the scanned one's vocabulary.
+
+    A text encoder that is bit for bit a trusted one is its own witness.
+    """
+    if origin is not None and origin.trusts("text_encoder"):
+        return Witness(pipeline.text_encoder, pipeline)
+    if reference is not None:
+        return Witness(reference.text_encoder, pipeline)
+    if clip is not None and clip.tokenizer.get_vocab() == pipeline.tokenizer.get_vocab():
+        return Witness(clip.model.text_model, pipeline)
+    return None
