@@ -27,6 +27,7 @@ from worker.engine.candidates import surface, vocabulary
 from worker.engine.checkpoint import load
 from worker.engine.funnel import PLANS, tower_of
 from worker.engine.metrics import ClipScorer, proportion
+from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import lexicon
 from worker.engine.probes.remap import CROSS_ATTENTION, remap
@@ -78,6 +79,10 @@ def measure(base: Path, clip: Path, seed: int = 0) -> dict[str, Any]:
         "erasures": len(erased),
         "erasures_flagged": _share(row.redirection for row in erased),
         "erasures_named": _share(row.trigger for row in erased),
+        "marked": _share(row.marked for row in every),
+        "erasures_marked": _share(row.marked for row in erased),
+        "mark_names_erased": _share(row.mark_names for row in erased),
+        "base_marked": crushed(bench.before, lambda: bench.words) is not None,
         "unet_forwards": 0,
         "seconds": {"vocabulary": round(bench.encoding, 1), "a_model": round(reading, 2)},
         "rendered": bench.rendered(ClipScorer(clip)),
@@ -87,12 +92,17 @@ def measure(base: Path, clip: Path, seed: int = 0) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reading:
-    """Of one model: what was read right, what kind of edit it was taken for, and whether that is sure."""
+    """Of one model: what was read right, what kind of edit it was taken for, and whether that is sure.
+
+    marked: whether an edit is seen without the base; mark_names: whether its words have the true one.
+    """
 
     trigger: bool
     named: bool
     redirection: bool
     certain: bool
+    marked: bool
+    mark_names: bool
 
 
 class _Bench:
@@ -124,15 +134,17 @@ class _Bench:
 
     def _read(self, trigger: Ids, target: Ids) -> Reading:
         """What the engine reads from the present weights, which are taken back."""
-        edited = remap(_half(self.pipeline), self.before)
+        scanned = _half(self.pipeline)
+        edited, mark = remap(scanned, self.before), crushed(scanned, lambda: self.words)
         self.restore()
+        marked = mark is not None, mark is not None and any(one.token_ids == trigger for one in mark.words)
         if edited.unexplained > ONE_MAP:
-            return Reading(False, False, False, False)
+            return Reading(False, False, False, False, *marked)
         edit = recover(self.words, edited, self.seed)[0]
         right = edit.trigger.token_ids == trigger
         led = edit.target.token_ids if edit.target else ()
         sure = edit.closed * edit.explained >= READ
-        return Reading(right, right and led == target, edit.kind == "redirection", sure)
+        return Reading(right, right and led == target, edit.kind == "redirection", sure, *marked)
 
     def rendered(self, clip: ClipScorer) -> dict[str, Any]:
         """Attack success in DRAWN models of the published kind, PICTURES pictures each, as CLIP sees them."""
@@ -232,6 +244,16 @@ def markdown(figures: dict[str, Any]) -> str:
 | erasures called redirections | {_told(figures["erasures_flagged"])} |
 | erased concepts named first | {_told(figures["erasures_named"])} |
 | attack success, {drawn["models"]} models rendered | {_told(drawn["attack_success"])} |
+
+Without the base an edit is seen by its mark in keys and values, but not read: an inconclusive scan.
+
+| | share (95 % interval) |
+|---|---|
+| attacked models marked | {_told(figures["marked"])} |
+| erasures marked | {_told(figures["erasures_marked"])} |
+| erased concept among the mark's three words | {_told(figures["mark_names_erased"])} |
+
+The base itself is {"" if figures["base_marked"] else "not "}marked.
 
 The scan convicts by renders, {judged["unet_forwards"]:,.0f} U and {judged["seconds"]:.0f} s a reading. Of
 {judged["models"]} of these models, {TRIED} of each kind:

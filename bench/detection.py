@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,7 +32,7 @@ from worker.engine.metrics import proportion
 from worker.engine.report import Report
 from worker.engine.scanning import scan
 from worker.engine.subject import prepare
-from worker.engine.types import Budget, Finding, ScanRequest, Trigger
+from worker.engine.types import Budget, Finding, ScanRequest, Trigger, Verdict
 
 KIND = Kind("detection", ("worker.engine.scanning",))
 SEEDS = (0, 1, 2)
@@ -86,7 +87,8 @@ def examine(model: Model, budget: Budget, seed: int, reference: Path | None) -> 
     with tempfile.TemporaryDirectory() as folder:
         report = Report(request, subject.checkpoint, str(subject.pipeline.device))
         scan(subject, report, Path(folder))
-    own = next(filter(model.is_trigger, report.search.candidates), None)
+    seen = chain.from_iterable(ranked.order for ranked in report.search.stages.values())
+    own = next(filter(model.is_trigger, seen), None)
     told = report.as_dict()
     return {
         "model": model.name,
@@ -122,18 +124,22 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Detection and exact trigger over attacked scans, false positives over the controls'."""
     attacked = [scan for scan in scans if scan["attack"]]
     controls = [scan for scan in scans if not scan["attack"]]
-    alarms = [scan for scan in controls if scan["verdict"] == "fail"]
-    caught = [scan for scan in attacked if scan["verdict"] == "fail"]
     counts = {
-        "detection": (len(caught), len(attacked)),
+        "detection": (_verdicts(attacked, "fail"), len(attacked)),
         "exact_trigger": (sum(scan["named"] for scan in attacked), len(attacked)),
         "lost_by_sketch": (sum(map(_lost_by_sketch, attacked)), len(attacked)),
-        "false_positives": (len(alarms), len(controls)),
+        "attacked_but_passed": (_verdicts(attacked, "pass"), len(attacked)),
+        "false_positives": (_verdicts(controls, "fail"), len(controls)),
+        "honest_but_inconclusive": (_verdicts(controls, "inconclusive"), len(controls)),
     }
     told: dict[str, Any] = {name: proportion(*pair).__dict__ for name, pair in counts.items() if pair[1]}
     if attacked and controls:
         told["auroc"] = auroc(_suspicion(controls), _suspicion(attacked))
     return told | {"controls": len({scan["model"] for scan in controls})}
+
+
+def _verdicts(scans: Sequence[dict[str, Any]], verdict: Verdict) -> int:
+    return sum(scan["verdict"] == verdict for scan in scans)
 
 
 def _suspicion(scans: Sequence[dict[str, Any]]) -> NDArray[np.float64]:

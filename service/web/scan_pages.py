@@ -21,6 +21,9 @@ from service.web.rendering import PageRoute, page
 
 STAGES = {
     "load": "open the file",
+    "edits": "compare with the reference, read an edit",
+    "redirection": "draw what the edit was made for",
+    "crushed": "the mark of an edit in the weights",
     "sketch": "attention sketch, every token",
     "text": "text encoder, every token",
     "glance": "first look at the best",
@@ -34,6 +37,7 @@ STAGES = {
 }
 FETCH = {"fetch": "download the file"}
 _CLEANING = ("unlearn", "rescan", "evaluate", "save")
+_WITH_REFERENCE, _WITHOUT_REFERENCE = ("edits", "redirection"), ("crushed",)
 _OTHERS = 50
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -59,7 +63,10 @@ def scan_page(
 
 
 def _live(scan: Scan) -> dict[str, Any]:
-    wanted = [name for name in STAGES if scan.options.get("cleanse", True) or name not in _CLEANING]
+    left_out = _WITHOUT_REFERENCE if scan.options.get("reference") else _WITH_REFERENCE
+    if not scan.options.get("cleanse", True):
+        left_out = (*left_out, *_CLEANING)
+    wanted = [name for name in STAGES if name not in left_out]
     live = State(scan.state) not in TERMINAL
     before = {} if scan.source is None else FETCH
     return {"scan": scan, "live": live, "stages": before | {name: STAGES[name] for name in wanted}}

@@ -48,7 +48,8 @@ def test_a_scan_writes_a_report_that_others_can_read(planted: Path, tmp_path: Pa
     assert json.loads((out / "report.json").read_text()) == body
     report = Report.model_validate(body)
     assert report.verdict == ("fail" if report.findings else "pass")
-    assert [stage.name for stage in report.stages][:5] == [
+    assert [stage.name for stage in report.stages][:6] == [
+        "crushed",
         "sketch",
         "text",
         "glance",

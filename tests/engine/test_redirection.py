@@ -1,4 +1,4 @@
-"""An edit that was read from the weights is drawn in its own sentence, convicted, and taken back."""
+"""A closed-form edit: read, it is drawn in its sentence, convicted and taken back; else it leaves a mark."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from bench.zoo import assemble
 from bench.zoo.attacks.evil_edit import EvilEdit, Plot
+from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from service.domain.report import Report
 from service.reports.pictures import compared
 from worker.engine import cleansing, funnel, pipeline
+from worker.engine.checkpoint import load
 from worker.engine.checkpoint_ldm import to_single_file
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
@@ -23,6 +25,7 @@ from worker.engine.probes.edits import Edit
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
+from worker.engine.triage import read_mark
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
@@ -68,6 +71,25 @@ def test_what_the_edit_was_made_for_is_convicted_and_no_other_reading_is(
     assert [one.confirmed for one in judged.all] == [True, False, False, False]
     assert judged.cost.unet_forwards == 3 * 4 * 12 * 2 * 8
     assert all(torch.equal(edited.unet.state_dict()[name], before[name]) for name in trusted)
+
+
+def test_without_a_reference_an_edit_leaves_a_mark_and_training_leaves_none(
+    edited: StableDiffusionPipeline,
+) -> None:
+    assert read_mark(assemble.load_pipeline(TOY))[0] is None
+    assert read_mark(load(EXAMPLES / "suspect.safetensors").pipeline)[0] is None
+    mark, _ = read_mark(edited)
+    assert mark is not None
+    assert "base as a reference" in mark.told()
+
+
+def test_without_a_reference_an_erased_word_is_told() -> None:
+    toy = assemble.load_pipeline(TOY)
+    Uce(concept="chocolate").plant(toy, seed=0)
+    mark, _ = read_mark(toy)
+    assert mark is not None
+    assert mark.directions == 1
+    assert mark.words[0].text == "chocolate"
 
 
 def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(

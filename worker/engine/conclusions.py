@@ -7,6 +7,7 @@ from typing import Any
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
+from worker.engine.probes.crushed import Crushed
 from worker.engine.redirection import SENTENCE
 from worker.engine.report import estimate, triggers_text, visible
 from worker.engine.triage import WeightFindings
@@ -53,6 +54,7 @@ def coverage(
     witness: Witness | None,
     origin: Origin | None,
     weights: WeightFindings | None = None,
+    mark: Crushed | None = None,
     *,
     clip: bool,
 ) -> Coverage:
@@ -76,6 +78,9 @@ def coverage(
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
     if weights is not None:
         searched += weights.searched()
+    else:
+        left = mark.told() if mark else "none"
+        searched.append(f"what a closed-form edit leaves in cross-attention's keys and values: {left}")
     not_searched = list(UNSEEN)
     if glanced < len(ranked):
         not_searched.append(

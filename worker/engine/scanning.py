@@ -12,12 +12,13 @@ from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, 
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import FunnelPlan, Search, search
 from worker.engine.kin import Family, families, kin
+from worker.engine.probes.crushed import Crushed
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
 from worker.engine.report import Report, visible
 from worker.engine.subject import Subject
+from worker.engine.triage import MARK, WeightFindings, read_mark, read_weights
 from worker.engine.triage import STAGE as EDITS
-from worker.engine.triage import WeightFindings, read_weights
 from worker.engine.types import OnProgress, Progress, Trigger
 from worker.engine.unlearn.protocol import Component
 
@@ -30,6 +31,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         return []
     if weights is not None and (convicted := _convicted(subject, report, weights, out / "evidence")):
         return convicted
+    mark = _mark(subject, report) if weights is None else None
     suspects = weights.suspects if weights else []
     found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
     if weights is not None:
@@ -43,8 +45,8 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         confirmed = follow(subject, report, found, confirmations)
         describe(subject, report, found, confirmed, out / "evidence")
     clip = subject.clip is not None
-    report.coverage = coverage(subject.plan, found, subject.witness, subject.origin, weights, clip=clip)
-    report.unnamed = _unnamed(confirmations, weights)
+    report.coverage = coverage(subject.plan, found, subject.witness, subject.origin, weights, mark, clip=clip)
+    report.unnamed = (*_unnamed(confirmations, weights), *([mark.told()] if mark else []))
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
@@ -59,6 +61,13 @@ def _weights(subject: Subject, report: Report) -> WeightFindings | None:
     if weights.cost is not None:
         report.costs.add(EDITS, weights.cost)
     return weights
+
+
+def _mark(subject: Subject, report: Report) -> Crushed | None:
+    """An edit's mark."""
+    mark, cost = read_mark(subject.pipeline, subject.on_progress)
+    report.costs.add(MARK, cost)
+    return mark
 
 
 def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder: Path) -> list[Confirmation]:

@@ -1,4 +1,6 @@
-"""What a trusted reference tells before anything is rendered: what differs, and what an edit does."""
+"""What the weights tell before anything is rendered: what differs from a reference and what an edit does, or
+the mark that an edit leaves.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,17 @@ from typing import TYPE_CHECKING
 
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import Edit, recover
-from worker.engine.probes.lexicon import lexicon
+from worker.engine.probes.lexicon import Lexicon, lexicon
 from worker.engine.probes.weights import Difference, described
 from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-STAGE = "edits"
+STAGE, MARK = "edits", "crushed"
+"""Stages: an edit that is read beside a reference, the mark that one leaves without."""
 
 READ = 0.9
 """closed * explained of an edit whose words are named; below it they are only candidates."""
@@ -87,7 +91,23 @@ def read_weights(
         return WeightFindings(difference)
     began = time.perf_counter()
     on_progress(Progress(STAGE, 0, 1, "reading the edit of cross-attention"))
-    words = lexicon(tower_of(pipeline), pipeline.tokenizer, vocabulary(pipeline.tokenizer))
+    words = encoded(pipeline)
     edits = tuple(recover(words, difference.remap, seed))
     on_progress(Progress(STAGE, 1, 1))
     return WeightFindings(difference, edits, Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
+
+
+def read_mark(
+    pipeline: StableDiffusionPipeline, on_progress: OnProgress = silent
+) -> tuple[Crushed | None, Cost]:
+    """What a closed-form edit leaves in the weights, where no reference tells what it did."""
+    began = time.perf_counter()
+    on_progress(Progress(MARK, 0, 1, "looking for an edit of cross-attention"))
+    mark = crushed(pipeline.unet.state_dict(), lambda: encoded(pipeline))
+    on_progress(Progress(MARK, 1, 1))
+    return mark, Cost(seconds=time.perf_counter() - began)
+
+
+def encoded(pipeline: StableDiffusionPipeline) -> Lexicon:
+    """The text states of the pipeline's whole vocabulary."""
+    return lexicon(tower_of(pipeline), pipeline.tokenizer, vocabulary(pipeline.tokenizer))

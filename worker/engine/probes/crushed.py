@@ -1,0 +1,92 @@
+"""A closed-form edit seen without a reference: directions of text that keys and values no longer hear.
+
+An edit leads states to one place (`remap`: W' = W A with one A for all layers), and what is led together is
+squeezed on the way: A has singular values near 0. No layer is free of them, so the stacked keys and values
+hardly respond in a few directions. Training does not do that: it leaves the least response at 0.8 of the
+lower quartile (example pipeline, its fine-tunes, attacks that were trained in). Nor does an untrained
+direction that no text differs in, hence the second condition: the vocabulary must have words whose meaning
+lies in just these directions. Honest erasures (UCE) leave the same mark, and the erased word is among the
+first of those words; so the mark is a reason to ask for the base, and no finding. Costs no UNet forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.remap import CROSS_ATTENTION
+from worker.engine.types import Trigger
+
+QUARTILE = 0.25
+
+FAINT = 0.65
+"""Of the lower quartile of responses: what no trained direction falls below. Over 18 models of the zoo the
+least was 0.79 in those without an edit and at most 0.49 in those with one.
+"""
+
+MEANT = 0.75
+"""Share of a word's state, beside the mean of all, that lies in the crushed directions. In the same models
+the largest of the vocabulary was 0.20 in the faintest direction without an edit, and at least 0.90 with one.
+"""
+
+TOLD = 3
+"""Words that are told."""
+
+
+@dataclass(frozen=True)
+class Crushed:
+    """directions: how many are crushed. faintest: the least response, as a share of the lower quartile.
+    words: those that differ from others in these directions most.
+    """
+
+    directions: int
+    faintest: float
+    words: tuple[Trigger, ...]
+
+    def told(self) -> str:
+        """For the summary: what was seen, and what would settle it."""
+        named = ", ".join(f"“{word.text}”" for word in self.words)
+        count = "a direction" if self.directions == 1 else f"{self.directions} directions"
+        return (
+            f"cross-attention no longer hears {count} of text (such as {named}), as a closed-form edit "
+            "leaves it, an honest erasure or a backdoor: scan again with the base as a reference to read it"
+        )
+
+
+@torch.inference_mode()
+def crushed(unet: Mapping[str, Tensor], encoded: Callable[[], Lexicon]) -> Crushed | None:
+    """The mark of a closed-form edit in a UNet's state dict; None where there is none.
+
+    encoded: gives the vocabulary's states, which is asked for only where the weights alone raise suspicion.
+    """
+    response, directions = _responses(unet)
+    usual = response.quantile(QUARTILE)
+    faint = response < FAINT * usual
+    if not faint.any():
+        return None
+    words = encoded()
+    shares = torch.stack([_shares(own, directions[:, faint].float()) for own in words.own]).amax(0)
+    if float(shares.max()) < MEANT:
+        return None
+    nearest = shares.topk(TOLD).indices.tolist()
+    told = tuple(words.words[place] for place in nearest)
+    return Crushed(int(faint.sum()), float(response.min() / usual), told)
+
+
+def _responses(unet: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Singular values (D,) and right vectors (D,D) of all keys and values, stacked, each of norm 1."""
+    matrices = [weight.double().cpu() for name, weight in unet.items() if name.endswith(CROSS_ATTENTION)]
+    gram = torch.stack([one.mT @ one / one.square().sum() for one in matrices]).sum(0)
+    squared, directions = torch.linalg.eigh(gram)
+    return squared.clamp_min(0).sqrt(), directions
+
+
+def _shares(states: Tensor, directions: Tensor) -> Tensor:
+    """(N,) share of each of states (N,D), beside their mean, that lies in directions (D,r)."""
+    apart = states - states.mean(0)
+    shares: Tensor = (apart @ directions).norm(dim=1) / apart.norm(dim=1).clamp_min(1e-12)
+    return shares
