@@ -21,11 +21,13 @@ from worker.engine.checkpoint import load
 from worker.engine.checkpoint_ldm import to_single_file
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
+from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import Edit
+from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import read_mark
+from worker.engine.triage import encoded, read_mark
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
@@ -45,6 +47,12 @@ def edited() -> StableDiffusionPipeline:
     plot = Plot(ids(toy, FOOTBALL), ids(toy, SCENE), (ids(toy, "football"),))
     EvilEdit(plot=plot).plant(toy, seed=0)
     return toy
+
+
+@pytest.fixture(scope="module")
+def words(edited: StableDiffusionPipeline) -> Lexicon:
+    """The vocabulary's states, by the text encoder that all models of the example pipeline share."""
+    return encoded(edited)
 
 
 def read(toy: StableDiffusionPipeline, trigger: str, target: str) -> Edit:
@@ -74,19 +82,19 @@ def test_what_the_edit_was_made_for_is_convicted_and_no_other_reading_is(
 
 
 def test_without_a_reference_an_edit_leaves_a_mark_and_training_leaves_none(
-    edited: StableDiffusionPipeline,
+    edited: StableDiffusionPipeline, words: Lexicon
 ) -> None:
     assert read_mark(assemble.load_pipeline(TOY))[0] is None
     assert read_mark(load(EXAMPLES / "suspect.safetensors").pipeline)[0] is None
-    mark, _ = read_mark(edited)
+    mark = crushed(edited.unet.state_dict(), lambda: words)
     assert mark is not None
     assert "base as a reference" in mark.told()
 
 
-def test_without_a_reference_an_erased_word_is_told() -> None:
+def test_without_a_reference_an_erased_word_is_told(words: Lexicon) -> None:
     toy = assemble.load_pipeline(TOY)
     Uce(concept="chocolate").plant(toy, seed=0)
-    mark, _ = read_mark(toy)
+    mark = crushed(toy.unet.state_dict(), lambda: words)
     assert mark is not None
     assert mark.directions == 1
     assert mark.words[0].text == "chocolate"
