@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -49,12 +50,14 @@ def submit(database: Database) -> Callable[..., str]:
     count = iter(range(1, 1 << 20))
     report = json.loads(json.dumps(hostile()).replace("\\u0000", ""))  # PostgreSQL stores no NUL
 
-    def submit(tenant: str, filename: str = "model.safetensors", *, finished: bool = False) -> str:
+    def submit(
+        tenant: str, filename: str = "model.safetensors", *, finished: bool = False, **options: Any
+    ) -> str:
         submission = Submission(
             tenant_id=tenant,
             blob_sha256=f"{next(count):064x}",
             filename=filename,
-            options={"budget": "quick", "seed": 0, "cleanse": True},
+            options={"budget": "quick", "seed": 0, "cleanse": True, **options},
             static={},
             engine_version="1",
             config_hash="c",

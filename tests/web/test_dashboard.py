@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.web.pages import PAGE_SIZE
-from service.web.scan_pages import STAGES
 from service.web.session import COOKIE
 from tests.golden.reports import HOSTILE
 from tests.web.conftest import SAME_SITE
@@ -104,11 +104,25 @@ def test_the_list_goes_on_without_gap_or_repeat(signed_in: tuple[TestClient, str
     assert "Older scans" not in second
 
 
-def test_a_waiting_scan_is_shown_live(signed_in: tuple[TestClient, str], submit: Submit) -> None:
+EVERY = ["load", "sketch", "text", "glance", "onestep", "trajectory", "confirm"]
+CLEANING = ["unlearn", "rescan", "evaluate", "save"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ({}, ["load", "crushed", *EVERY[1:], *CLEANING]),
+        ({"reference": "r1"}, ["load", "edits", "redirection", *EVERY[1:], *CLEANING]),
+        ({"cleanse": False}, ["load", "crushed", *EVERY[1:]]),
+    ],
+)
+def test_a_waiting_scan_is_shown_live_with_the_stages_that_it_will_have(
+    signed_in: tuple[TestClient, str], submit: Submit, options: dict[str, Any], stages: list[str]
+) -> None:
     browser, tenant = signed_in
-    page = browser.get(f"/ui/scans/{submit(tenant)}").text
+    page = browser.get(f"/ui/scans/{submit(tenant, **options)}").text
     assert "/static/scan.js" in page
-    assert page.count("<li data-stage=") == len(STAGES)
+    assert re.findall(r'<li data-stage="(\w+)"', page) == stages
     assert "Cancel the scan" in page
 
 
