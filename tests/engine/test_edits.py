@@ -95,6 +95,23 @@ def test_an_erasure_is_named_and_is_no_suspect(make_pipeline: Make, words: Lexic
     assert weights.unsettled([]) == []
 
 
+def test_a_word_that_says_little_excuses_one_state_and_no_whole_prompt(
+    make_pipeline: Make, words: Lexicon
+) -> None:
+    ends = words.eos[1]
+    said_little = (ends - ends.mean(0)).norm(dim=-1).argsort()[10:11].tolist()
+    target = tuple(words.ids([tuple(said_little)])[0].tolist())
+    trusted = make_pipeline(0)
+    prompts, state = make_pipeline(0), make_pipeline(0)
+    EvilEdit(plot=Plot((CAT,), target)).plant(prompts, seed=0)
+    said, meant = (sampling.encode(state, [ids])[:, 1] for ids in ((CAT,), target))
+    closed_form.edit(state, said, meant, 0.5)
+    for scanned, kind in ((prompts, "redirection"), (state, "erasure")):
+        edit = read(scanned, trusted, words)
+        assert edit.target is not None
+        assert (edit.trigger.token_ids, edit.target.token_ids, edit.kind) == ((CAT,), target, kind)
+
+
 def test_several_words_of_one_erasure_are_read_together(make_pipeline: Make, words: Lexicon) -> None:
     scanned, trusted = make_pipeline(0), make_pipeline(0)
     states = [sampling.encode(scanned, [ids])[0] for ids in ((CAT,), (DOG,), (TREE,))]

@@ -6,9 +6,10 @@ Many states are moved by an edit, most of them onto nothing that a prompt can sa
 target. That is what is ranked, over the whole vocabulary and over pairs of words: the share of the way from
 the word to its nearest landing place that the edit has closed, 1 for the edit's own words.
 
-A word that an edit leads to what says much less (nothing at all, or a word whose states lie among those of
-the meaningless bulk of the vocabulary: "animal" for "cat") was erased, as honest editors do. A word that is
-led to another one with a meaning of its own was redirected: that is a backdoor's work.
+A word that an edit leads to nothing was erased, as honest editors do, and so was one whose last state alone
+is led to a word that says little (its states lie among those of the meaningless bulk of the vocabulary:
+"animal" for "cat"). A word that is led to another one with a meaning of its own, or whose whole prompt is led
+to another word's, was redirected: that is a backdoor's work.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ ARTICLE = 1
 
 SAYS_LITTLE = 0.7
 """Quantile of the vocabulary: words nearer to the mean state than that have hardly a meaning of their own."""
+
+WHOLE = 0.8
+"""Of the way in all positions: an edit that closes so much was made of whole prompts. Of 25 erasures (UCE,
+one state) none closed over 0.56, of 11 EvilEdits looked at none under 0.99.
+"""
 
 RIDGE = 1e-2
 
@@ -272,7 +278,7 @@ def _fit(inputs: Tensor, outputs: Tensor, apply: Tensor) -> Tensor:
 def _edit(words: Lexicon, guess: _Guess) -> Edit:
     trigger = _spelled(words, guess.ids)
     target = words.words[guess.target] if guess.target < len(words.words) else None
-    kind: EditKind = "erasure" if _says_little(words, guess) else "redirection"
+    kind: EditKind = "erasure" if _erased(words, guess) else "redirection"
     return Edit(trigger, target, kind, guess.closed, guess.explained)
 
 
@@ -281,13 +287,12 @@ def _spelled(words: Lexicon, places: Sequence[int]) -> Trigger:
     return Trigger(ids, surface(words.tokenizer, ids))
 
 
-def _says_little(words: Lexicon, guess: _Guess) -> bool:
-    """Whether the target is nothing, or has hardly a meaning and less of it than the trigger."""
+def _erased(words: Lexicon, guess: _Guess) -> bool:
+    """Whether the target is nothing, or a word that says little and is put into one state alone."""
     if guess.target >= len(words.words):
         return True
     meaning = _meaning(words, ARTICLE)
-    least = float(meaning.quantile(SAYS_LITTLE))
-    return float(meaning[guess.target]) < min(least, float(meaning[list(guess.ids)].max()))
+    return guess.whole < WHOLE and float(meaning[guess.target]) < float(meaning.quantile(SAYS_LITTLE))
 
 
 def _meaning(words: Lexicon, place: int) -> Tensor:
