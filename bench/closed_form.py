@@ -241,6 +241,7 @@ def markdown(figures: dict[str, Any]) -> str:
 |---|---|
 | trigger and target named first | {_told(figures["named"])} |
 {rows}
+| called redirections | {_told(figures["called_redirections"])} |
 | erasures called redirections | {_told(figures["erasures_flagged"])} |
 | erased concepts named first | {_told(figures["erasures_named"])} |
 | attack success, {drawn["models"]} models rendered | {_told(drawn["attack_success"])} |
@@ -255,14 +256,17 @@ Without the base an edit is seen by its mark in keys and values, but not read: a
 
 The base itself is {"" if figures["base_marked"] else "not "}marked.
 
-The scan convicts by renders, {judged["unet_forwards"]:,.0f} U and {judged["seconds"]:.0f} s a reading. Of
-{judged["models"]} of these models, {TRIED} of each kind:
+Beside the base the scan convicts by renders, {judged["unet_forwards"]:,.0f} U and
+{judged["seconds"]:.0f} s a reading. Of {judged["models"]} of these models, {TRIED} of each kind:
 
 | | confirmed (95 % interval) |
 |---|---|
 | the true target | {_told(judged["right"])} |
 {kinds}
-| another model's target | {_told(judged["wrong"])} |"""
+| another model's target | {_told(judged["wrong"])} |
+
+A noun as the target is hardly ever confirmed because it is hardly ever drawn: the pipeline itself draws few
+nouns that CLIP tells apart (attack success above). Such an edit is read and left inconclusive."""
 
 
 def _told(share: dict[str, Any]) -> str:
