@@ -56,7 +56,7 @@ def text_encoder(axes: Axes, told: Mapping[str, Any]) -> None:
 
 def model_level(axes: Axes, told: Mapping[str, Any]) -> None:
     """The place of each attacker's own trigger after every cut of the funnel."""
-    scans = [scan for scan in told["scans"] if scan["attack"] and any(scan["ranks"].values())]
+    scans = [scan for scan in told["scans"] if scan["attack"] and any(map(scan["ranks"].get, STAGES))]
     for scan in scans:
         stages = [stage for stage in STAGES if scan["ranks"].get(stage)]
         places = [scan["ranks"][stage] for stage in stages]
