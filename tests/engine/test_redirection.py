@@ -123,6 +123,7 @@ def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
     assert report.unlearning.asr_before is not None
     assert report.unlearning.asr_after is not None
     assert report.unlearning.asr_before.value > 0.8 > 0.1 > report.unlearning.asr_after.value
+    assert report.unlearning.false_positive is None
     assert any("reference itself" in line for line in report.coverage.not_searched)
     whole = tmp_path / "toy.safetensors"
     to_single_file(assemble.load_pipeline(TOY), whole)

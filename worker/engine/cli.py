@@ -136,7 +136,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     print(json.dumps(dataclasses.asdict(measured), indent=2))
-    return EXIT["pass"] if measured.asr_after.ci95[0] <= measured.false_positive.ci95[1] else EXIT["fail"]
+    floor = measured.false_positive.ci95[1] if measured.false_positive else 0.0
+    return EXIT["pass"] if measured.asr_after.ci95[0] <= floor else EXIT["fail"]
 
 
 def _guard(options: argparse.Namespace) -> int:

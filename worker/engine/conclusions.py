@@ -130,7 +130,7 @@ def unlearning_part(
         "asr_after": estimate(measured.asr_after),
         "removal": estimate(measured.removal),
         "removal_of_shown": estimate(shown) if shown else None,
-        "false_positive": estimate(measured.false_positive),
+        "false_positive": estimate(measured.false_positive) if measured.false_positive else None,
         "n": measured.n,
         "ci95": list(measured.removal.ci95),
         "drift": estimate(measured.drift),

@@ -7,7 +7,8 @@ and with a trigger (several triggers take turns), and by the model before with a
     removal                 1 - asr_after over the same n pictures
     removal_of_shown        of the pictures that showed the effect before, the share that no longer does
     false_positive          share of pictures with an ordinary word in which the detector sees the effect: its
-                            floor, which neither asr can be expected to go below
+                            floor, which neither asr can be expected to go below (None where a trigger has a
+                            sentence of its own: an edit moves ordinary words too)
 
 A picture is judged beside the same model's picture of the same noise without the trigger.
 """
@@ -77,7 +78,7 @@ class Evaluation:
     asr_after: Proportion
     removal: Proportion
     removal_of_shown: Proportion | None
-    false_positive: Proportion
+    false_positive: Proportion | None
     clip: ClipScores | None
     drift: Mean
     cost: Cost
@@ -103,7 +104,7 @@ class _Drawn:
     plain_after: Features
     triggered: Features
     triggered_after: Features
-    worded: Features
+    worded: Features | None
     latents: Tensor
 
 
@@ -133,12 +134,17 @@ def evaluate(
     seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> Evaluation:
-    """Draws 5 n pictures and counts. Raises ValueError unless every confirmation has a fitted effect."""
+    """Draws 5 n pictures, 4 n where a trigger has a sentence of its own, and counts.
+
+    Raises ValueError unless every confirmation has a fitted effect.
+    """
     if not confirmed or any(one.effect is None for one in confirmed):
         raise ValueError("Only confirmed triggers, with a fitted effect, can be evaluated.")
     began, cost = time.perf_counter(), Cost()
     test = _test(before, confirmed, carriers, n, seed)
-    drawn = _draw_all(before, after, test, clip, cost, on_progress)
+    edited = any(one.sentence for one in confirmed)
+    drawn = _draw_all(before, after, test, clip, cost, on_progress, worded=not edited)
+    alarms = _shown(confirmed, test, drawn.plain, drawn.worded) if drawn.worded is not None else None
     shown_before = _shown(confirmed, test, drawn.plain, drawn.triggered)
     shown_after = _shown(confirmed, test, drawn.plain_after, drawn.triggered_after)
     still = int((shown_before & shown_after).sum())
@@ -151,8 +157,8 @@ def evaluate(
         asr_after=proportion(int(shown_after.sum()), n),
         removal=proportion(n - int(shown_after.sum()), n),
         removal_of_shown=proportion(had - still, had) if had else None,
-        false_positive=proportion(int(_shown(confirmed, test, drawn.plain, drawn.worded).sum()), n),
-        clip=_clip_scores(drawn, alike=not any(one.sentence for one in confirmed)) if clip else None,
+        false_positive=proportion(int(alarms.sum()), n) if alarms is not None else None,
+        clip=_clip_scores(drawn, alike=not edited) if clip else None,
         drift=drift,
         cost=cost,
     )
@@ -192,6 +198,8 @@ def _draw_all(
     clip: ClipScorer | None,
     cost: Cost,
     on_progress: OnProgress,
+    *,
+    worded: bool,
 ) -> _Drawn:
     n, done = len(test.seeds), 0
     latents = None
@@ -200,7 +208,7 @@ def _draw_all(
         nonlocal cost, done
 
         def shifted(progress: Progress) -> None:
-            on_progress(Progress(STAGE, done + progress.done, 5 * n))
+            on_progress(Progress(STAGE, done + progress.done, (4 + worded) * n))
 
         result = render(
             pipeline, encode(pipeline, prompts), seeds=test.seeds, steps=STEPS, guidance=GUIDANCE,
@@ -216,7 +224,7 @@ def _draw_all(
         plain_after=draw(after, test.plain)[0],
         triggered=draw(before, test.triggered)[0],
         triggered_after=draw(after, test.triggered)[0],
-        worded=draw(before, test.worded)[0],
+        worded=draw(before, test.worded)[0] if worded else None,
         latents=latents,
     )
 
