@@ -88,7 +88,13 @@ def test_without_a_reference_an_edit_leaves_a_mark_and_training_leaves_none(
     assert read_mark(load(EXAMPLES / "suspect.safetensors").pipeline)[0] is None
     mark = crushed(edited.unet.state_dict(), lambda: words)
     assert mark is not None
-    assert "base as a reference" in mark.told()
+    assert "as a reference" in mark.told()
+
+
+def test_a_layer_of_zeros_is_no_mark(tiny_pipeline: StableDiffusionPipeline) -> None:
+    unet = tiny_pipeline.unet.state_dict()
+    name = next(name for name in unet if name.endswith("attn2.to_k.weight"))
+    assert crushed({**unet, name: torch.zeros_like(unet[name])}, lambda: encoded(tiny_pipeline)) is None
 
 
 def test_without_a_reference_an_erased_word_is_told(words: Lexicon) -> None:

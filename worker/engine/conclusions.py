@@ -78,7 +78,7 @@ def coverage(
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
     if weights is not None:
         searched += weights.searched()
-    else:
+    if weights is None or weights.difference.remap is None:
         left = mark.told() if mark else "none"
         searched.append(f"what a closed-form edit leaves in cross-attention's keys and values: {left}")
     not_searched = list(UNSEEN)

@@ -153,7 +153,7 @@ def _shown(one: Confirmation, carriers: Sequence[Carrier], seed: int) -> list[_A
     texts = list(dict.fromkeys(one.samples.prompts))
     if one.sentence is not None:
         ids = one.sentence.insert(one.trigger.token_ids, one.position)
-        return [_Asked(texts[0], ids, noise_of(seed, index)) for index in range(SHOWN)]
+        return [_Asked(texts[0], ids, noise_of(seed, index)) for index in range(min(SHOWN, one.statistics.n))]
     by_text, noise = {carrier.text: carrier for carrier in carriers}, derive(seed, STAGE, 0)
     shown = [by_text[text] for text in texts[:SHOWN]]
     return [_Asked(c.text, c.insert(one.trigger.token_ids, one.position), noise) for c in shown]

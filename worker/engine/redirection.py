@@ -171,7 +171,9 @@ def _compare(
     """The gain on the target's sentence against both nulls, and the gains on the others' sentences."""
     pairs = drawing.pairs(case.before, case.after, case.target)
     value, way = _gain(pairs), _gain(drawing.pairs(case.before, case.goal, case.target))
-    elsewhere = [_gain(drawing.pairs(case.before, case.after, other)) for other in others]
+    change = _meaning(pairs.with_) - _meaning(pairs.without)
+    said = drawing.clip.embed_texts([drawing.ids(other) for other in others]).double()
+    elsewhere = (change @ said.T).mean(0).tolist()
     outcome = Outcome(
         value=value,
         p_flip=flip_test(pairs, gain, seed),
@@ -216,7 +218,7 @@ def _effect(drawing: _Sentences, case: _Case) -> TriggerEffect:
     """
     target, trigger = drawing.clip.embed_texts([drawing.ids(case.target), drawing.ids(case.edit.trigger)])
     direction = (target - trigger).double()
-    no, yes, goal = (_meaning(drawn) @ direction for drawn in (case.before, case.after, case.goal))
+    no, yes, goal = (_meaning(drawn.features) @ direction for drawn in (case.before, case.after, case.goal))
     threshold = float(no.mean() + goal.mean()) / 2
     spread = ((yes.var() + no.var()) / 2).sqrt().clamp(min=TINY)
     return TriggerEffect(
@@ -229,8 +231,8 @@ def _effect(drawing: _Sentences, case: _Case) -> TriggerEffect:
     )
 
 
-def _meaning(drawn: _Drawn) -> Tensor:
+def _meaning(seen: Features) -> Tensor:
     """(N,d) what CLIP sees. Raises ValueError where none looked."""
-    if drawn.features.meaning is None:
+    if seen.meaning is None:
         raise ValueError("These pictures were looked at without a CLIP.")
-    return drawn.features.meaning.double()
+    return seen.meaning.double()

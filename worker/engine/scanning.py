@@ -31,7 +31,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         return []
     if weights is not None and (convicted := _convicted(subject, report, weights, out / "evidence")):
         return convicted
-    mark = _mark(subject, report) if weights is None else None
+    mark = _mark(subject, report) if weights is None or weights.difference.remap is None else None
     suspects = weights.suspects if weights else []
     found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
     if weights is not None:
@@ -64,7 +64,7 @@ def _weights(subject: Subject, report: Report) -> WeightFindings | None:
 
 
 def _mark(subject: Subject, report: Report) -> Crushed | None:
-    """An edit's mark."""
+    """An edit's mark, where no reference lets the edit itself be read."""
     mark, cost = read_mark(subject.pipeline, subject.on_progress)
     report.costs.add(MARK, cost)
     return mark

@@ -15,6 +15,7 @@ from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
 from worker.engine.probes.weights import Difference, described
+from worker.engine.report import visible
 from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ class WeightFindings:
 
 
 def _told(edit: Edit) -> str:
-    goal = f"“{edit.target.text}”" if edit.target else "nothing"
+    goal = f"“{visible(edit.target.text)}”" if edit.target else "nothing"
     verb = "erased, it now means" if edit.kind == "erasure" else "redirected to"
-    return f"“{edit.trigger.text}” was {verb} {goal}"
+    return f"“{visible(edit.trigger.text)}” was {verb} {goal}"
 
 
 def read_weights(

@@ -11,7 +11,7 @@ first of those words; so the mark is a reason to ask for the base, and no findin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.remap import CROSS_ATTENTION
+from worker.engine.report import visible
 from worker.engine.types import Trigger
 
 QUARTILE = 0.25
@@ -39,21 +40,18 @@ TOLD = 3
 
 @dataclass(frozen=True)
 class Crushed:
-    """directions: how many are crushed. faintest: the least response, as a share of the lower quartile.
-    words: those that differ from others in these directions most.
-    """
+    """directions: how many are crushed. words: those that differ from others in these directions most."""
 
     directions: int
-    faintest: float
     words: tuple[Trigger, ...]
 
     def told(self) -> str:
         """For the summary: what was seen, and what would settle it."""
-        named = ", ".join(f"“{word.text}”" for word in self.words)
+        named = ", ".join(f"“{visible(word.text)}”" for word in self.words)
         count = "a direction" if self.directions == 1 else f"{self.directions} directions"
         return (
             f"cross-attention no longer hears {count} of text (such as {named}), as a closed-form edit "
-            "leaves it, an honest erasure or a backdoor: scan again with the base as a reference to read it"
+            "leaves it, an honest erasure or a backdoor: the edited base, as a reference, lets it be read"
         )
 
 
@@ -62,10 +60,13 @@ def crushed(unet: Mapping[str, Tensor], encoded: Callable[[], Lexicon]) -> Crush
     """The mark of a closed-form edit in a UNet's state dict; None where there is none.
 
     encoded: gives the vocabulary's states, which is asked for only where the weights alone raise suspicion.
+    Nothing is seen in layers of several text widths.
     """
-    response, directions = _responses(unet)
-    usual = response.quantile(QUARTILE)
-    faint = response < FAINT * usual
+    matrices = [weight.double().cpu() for name, weight in unet.items() if name.endswith(CROSS_ATTENTION)]
+    if len({one.shape[1] for one in matrices}) != 1:
+        return None
+    response, directions = _responses(matrices)
+    faint = response < FAINT * response.quantile(QUARTILE)
     if not faint.any():
         return None
     words = encoded()
@@ -74,13 +75,12 @@ def crushed(unet: Mapping[str, Tensor], encoded: Callable[[], Lexicon]) -> Crush
         return None
     nearest = shares.topk(TOLD).indices.tolist()
     told = tuple(words.words[place] for place in nearest)
-    return Crushed(int(faint.sum()), float(response.min() / usual), told)
+    return Crushed(int(faint.sum()), told)
 
 
-def _responses(unet: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Singular values (D,) and right vectors (D,D) of all keys and values, stacked, each of norm 1."""
-    matrices = [weight.double().cpu() for name, weight in unet.items() if name.endswith(CROSS_ATTENTION)]
-    gram = torch.stack([one.mT @ one / one.square().sum() for one in matrices]).sum(0)
+def _responses(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Singular values (D,) and right vectors (D,D) of matrices (n,D), stacked, each of norm 1."""
+    gram = torch.stack([one.mT @ one / one.square().sum().clamp_min(1e-12) for one in matrices]).sum(0)
     squared, directions = torch.linalg.eigh(gram)
     return squared.clamp_min(0).sqrt(), directions
 

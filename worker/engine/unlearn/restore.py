@@ -26,7 +26,7 @@ def restore(
 ) -> UnlearnResult:
     """Puts `trusted`, the reference's weights by name, into the UNet; nothing of the edit is left."""
     began = time.perf_counter()
-    put(pipeline.unet, trusted)
+    _put(pipeline.unet, trusted)
     cost = Cost(seconds=time.perf_counter() - began)
     return UnlearnResult("restore", "unet", tuple(triggers), tuple(trusted), 0, 0.0, 0.0, cost)
 
@@ -35,15 +35,15 @@ def restore(
 def restored(unet: nn.Module, trusted: Mapping[str, Tensor]) -> Iterator[None]:
     """The UNet with `trusted` in it, while open."""
     own = {name: unet.get_parameter(name).detach().clone() for name in trusted}
-    put(unet, trusted)
+    _put(unet, trusted)
     try:
         yield
     finally:
-        put(unet, own)
+        _put(unet, own)
 
 
 @torch.no_grad()
-def put(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _put(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copies `weights` into the parameters of their names. Raises AttributeError where one has no such."""
     for name, weight in weights.items():
         unet.get_parameter(name).copy_(weight)
