@@ -51,7 +51,7 @@ class Crushed:
         count = "a direction" if self.directions == 1 else f"{self.directions} directions"
         return (
             f"cross-attention no longer hears {count} of text (such as {named}), as a closed-form edit "
-            "leaves it, an honest erasure or a backdoor: the edited base, as a reference, lets it be read"
+            "leaves it, an honest erasure or a backdoor: with the base as a reference it can be read"
         )
 
 
