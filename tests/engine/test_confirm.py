@@ -11,24 +11,28 @@ from typing import get_args
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.checkpoint import load
-from worker.engine.confirm import LEAST_COLLAPSE, Confirmation, Samples, confirm
+from worker.engine.confirm import ALPHA, LEAST_COLLAPSE, Confirmation, Samples, confirm
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, fit_effect
 from worker.engine.evidence import write_evidence
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import (
     Outcome,
+    Shift,
     compare,
     displaced,
     flip_test,
     holm,
     observed,
     patch,
+    shifts,
     statistics_for,
     style,
     unexplained,
@@ -123,7 +127,7 @@ def test_a_trigger_stands_out_from_ordinary_words(
     change: Change, rule: str, kind: str, values: dict[str, list[float]]
 ) -> None:
     pairs = pairs_of(change)
-    outcomes = compare(pairs, values, seed=0)
+    outcomes = compare(shifts(pairs, seed=0), values)
     assert outcomes[rule].p_value < 1e-3
     assert outcomes[rule].beaten == outcomes[rule].controls == 30
     assert classify(pairs, outcomes) == kind
@@ -131,7 +135,7 @@ def test_a_trigger_stands_out_from_ordinary_words(
 
 def test_ordinary_words_do_not_stand_out(everyday: list[Pairs], values: dict[str, list[float]]) -> None:
     fresh = [pairs_of(ordinary(word), salt=word) for word in range(100, 150)]
-    outcomes = [compare(pairs, values, seed=1) for pairs in fresh]
+    outcomes = [compare(shifts(pairs, seed=1), values) for pairs in fresh]
     p_values = [outcome[name].p_value for outcome in outcomes for name in ("patch", "collapse")]
     assert min(holm(p_values)) > 0.05
 
@@ -212,16 +216,29 @@ def test_control_words_are_half_meant_and_never_a_candidate(tiny_pipeline: Stabl
 def test_the_stage_on_a_model_without_a_backdoor(tiny_pipeline: StableDiffusionPipeline) -> None:
     bank = carriers(tiny_pipeline.tokenizer, None)
     candidates = [Trigger((9844,), "zero width space"), Trigger((1929,), "dog", "end")]
-    plan = Plan(prompts=4, noises=2, steps=2, controls=8)
+    plan = Plan(prompts=4, noises=2, steps=2, controls=24)
     reports: list[Progress] = []
     result = confirm(tiny_pipeline, candidates, bank, plan=plan, on_progress=reports.append)
     assert [one.trigger for one in result.all] == candidates
     assert result.confirmed == []
-    assert result.cost.unet_forwards == (1 + 8 + 2) * 8 * 2 * 2 + (2 * 10 + 1) * 4
+    drawn = 8  # ordinary words: behind these no candidate is left that more of them could convict
+    assert result.controls is not None
+    assert len(result.controls.words) == drawn
+    assert result.cost.unet_forwards == (1 + drawn + 2) * 8 * 2 * 2 + (2 * 26 + 1) * 4
     assert result.all[1].position == "end"
-    assert (reports[-1].done, reports[-1].total) == (10, 10)
+    assert (reports[-1].done, reports[-1].total) == (26, 26)
     again = confirm(tiny_pipeline, candidates, bank, plan=plan)
     assert [one.statistics for one in again.all] == [one.statistics for one in result.all]
+
+
+@given(st.lists(st.floats(-1, 1), min_size=40, max_size=40), st.floats(1e-3, 60), st.permutations(range(40)))
+def test_no_finding_is_lost_by_stopping_early(ordinary: list[float], above: float, order: list[int]) -> None:
+    """What all ordinary words together would convict stays open while they are drawn, in any order."""
+    assume(max(ordinary) - min(ordinary) > 1e-3)
+    shift = Shift(max(ordinary) + above, p_flip=1e-5)
+    assume(shift.beside(ordinary).p_value < ALPHA / 48)
+    shuffled = [ordinary[index] for index in order]
+    assert all(shift.open(ALPHA, shuffled[:drawn]) for drawn in (0, 8, 16, 24, 32, 40))
 
 
 def _confirmation() -> Confirmation:
@@ -268,7 +285,7 @@ def test_a_loss_is_excused_as_far_as_the_word_says_so(loss: float, gain: float, 
 @pytest.mark.parametrize(("least", "counts"), [(0.05, True), (0.15, False)], ids=["large", "small"])
 def test_a_loss_that_is_too_small_to_matter_is_no_finding_however_sure(least: float, counts: bool) -> None:
     ordinary = {"patch": [0.0, 0.1], "collapse": [0.0, 0.1], "style": [0.0, 0.1], "unexplained": [0.0, 0.001]}
-    outcome = compare(meant(0.1, 0.0), ordinary, 0, {"unexplained": least})["unexplained"]
+    outcome = compare(shifts(meant(0.1, 0.0), 0, {"unexplained": least}), ordinary)["unexplained"]
     assert outcome.p_flip < 0.001
     assert (outcome.p_value < 0.05) is counts
 
@@ -297,7 +314,8 @@ def test_one_picture_for_every_prompt_counts_and_a_loss_of_colours_does_not(
 ) -> None:
     least = {"collapse": LEAST_COLLAPSE}
     one, grey = (
-        compare(pairs_of(change), values, 0, least)["collapse"] for change in (same_picture, colourless)
+        compare(shifts(pairs_of(change), 0, least), values)["collapse"]
+        for change in (same_picture, colourless)
     )
     assert one.p_value < 0.001
     assert grey.p_flip < 0.05

@@ -8,12 +8,15 @@ word that draws what it says is excused by its meaning). The last two must also 
 picture some of its fit and make pictures more alike, as significantly as one cares to draw, but a hidden
 trigger puts another picture in the place of every one, so `unexplained` counts only where most of it is gone.
 The scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
+
+Candidates are drawn first, then ordinary words, a few at a time, until no candidate is left that more of them
+could convict: a finding needs to beat every one, so stopping early can only acquit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +26,7 @@ from torch import Tensor
 from worker.engine.describe import classify, closest, describe
 from worker.engine.effects import Pairs, TriggerEffect, fit_effect
 from worker.engine.metrics import ClipScorer
-from worker.engine.paired import TINY, Outcome, compare, displaced, holm, observed
+from worker.engine.paired import TINY, Outcome, Shift, compare, displaced, holm, observed, shifts
 from worker.engine.prompts import Carrier, Position
 from worker.engine.trials import Drawn, Plan, Trials, end_of, ordinary_words, prompt_words
 from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statistics, Trigger, silent
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 ALPHA = 0.01
 DECIDING = ("patch", "collapse", "unexplained")
 STAGE = "confirm"
+
+AT_ONCE = 8
+"""Ordinary words that are drawn before it is asked whether more of them are needed."""
 
 LEAST_LOSS = 0.25
 """Of what a prompt is worth to a picture (`Trials.worth`): the least unexplained loss of a hidden trigger.
@@ -100,10 +106,11 @@ class Controls:
 
 @dataclass(frozen=True)
 class Confirmations:
-    """One `Confirmation` a candidate, in the candidates' order; `controls`, to be judged by again."""
+    """One `Confirmation` a candidate, in the candidates' order; `controls`, to be judged by again, are all
+    that the plan asks for where anything was confirmed.
+    """
 
     all: list[Confirmation]
-    ordinary: dict[str, list[float]] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     controls: Controls | None = None
 
@@ -120,7 +127,7 @@ class _Tried:
     position: Position
     drawn: Drawn
     pairs: Pairs
-    outcomes: dict[str, Outcome]
+    shifts: dict[str, Shift]
 
 
 def confirm(
@@ -141,21 +148,60 @@ def confirm(
     plan = plan or Plan()
     trials = Trials(pipeline, carriers, plan, clip=clip, seed=seed, purpose=STAGE)
     words = controls.words if controls else _ordinary(trials, candidates, seed)
-    before, total = len(words), len(words) + len(candidates)
-    placed = trials.placed([*words, *candidates])
-    ordinary = controls or _drawn(trials, words, placed[:before], total, on_progress)
-    ends = placed[before:]
-    values = _columns([observed(pairs) for pairs in ordinary.pairs])
-    worth = trials.worth() if clip else None
+    ends = trials.placed([*words, *candidates])
+    left = 0 if controls else len(words)
+    tried = _tried(trials, candidates, ends[len(words) :], seed, left, on_progress)
+    ordinary = controls or _controls(trials, words, ends[: len(words)], tried, on_progress)
+    values = _columns(ordinary)
+    return Confirmations(_decide(tried, ordinary.pairs, values, trials), trials.cost, ordinary)
+
+
+def _tried(
+    trials: Trials,
+    candidates: Sequence[Trigger],
+    ends: list[Trigger],
+    seed: int,
+    left: int,
+    on_progress: OnProgress,
+) -> list[_Tried]:
+    """The candidates, drawn. left: how many pictures' words come after them."""
+    worth = trials.worth() if trials.clip else None
     tried: list[_Tried] = []
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(trigger, drawn)
-        tried.append(
-            _Tried(trigger, end_of(end), drawn, pairs, compare(pairs, values, seed, _least(pairs, worth)))
-        )
-        on_progress(Progress(STAGE, before + len(tried), total, trigger.text))
-    decided = _decide(tried, ordinary.pairs, values, trials)
-    return Confirmations(decided, values, trials.cost, ordinary)
+        found = shifts(pairs, seed, _least(pairs, worth))
+        tried.append(_Tried(trigger, end_of(end), drawn, pairs, found))
+        on_progress(Progress(STAGE, len(tried), left + len(candidates), trigger.text))
+    return tried
+
+
+def _controls(
+    trials: Trials,
+    words: list[Trigger],
+    placed: list[Trigger],
+    tried: Sequence[_Tried],
+    on_progress: OnProgress,
+) -> Controls:
+    """Ordinary words, each drawn where it does more, until none of `tried` can be convicted by more.
+
+    Words with a meaning and odd ones stand apart in `words`, so each round takes some of both.
+    """
+    rounds, total = max(1, len(words) // AT_ONCE), len(words) + len(tried)
+    drawn = Controls([], [])
+    for first in range(rounds):
+        for word, pictures in zip(words[first::rounds], trials.draw(placed[first::rounds]), strict=True):
+            drawn.words.append(word)
+            drawn.pairs.append(trials.pairs(word, pictures))
+            on_progress(Progress(STAGE, len(tried) + len(drawn.words), total, "ordinary words"))
+        if not _open(tried, _columns(drawn)):
+            break
+    on_progress(Progress(STAGE, total, total, "ordinary words"))
+    return drawn
+
+
+def _open(tried: Sequence[_Tried], values: dict[str, list[float]]) -> bool:
+    """Whether any deciding statistic of any candidate may still convict it."""
+    return any(one.shifts[name].open(ALPHA, values[name]) for one in tried for name in _deciding(one.shifts))
 
 
 def _least(pairs: Pairs, worth: float | None) -> dict[str, float]:
@@ -172,45 +218,39 @@ def _ordinary(trials: Trials, candidates: Sequence[Trigger], seed: int) -> list[
     return ordinary_words(tokenizer, trials.bank, count, seed, exclude=candidates)
 
 
-def _drawn(
-    trials: Trials, words: list[Trigger], placed: list[Trigger], total: int, on_progress: OnProgress
-) -> Controls:
-    """The pairs of ordinary words, each drawn where it does more."""
-    pairs: list[Pairs] = []
-    for word, pictures in zip(words, trials.draw(placed), strict=True):
-        pairs.append(trials.pairs(word, pictures))
-        on_progress(Progress(STAGE, len(pairs), total, "ordinary words"))
-    return Controls(words, pairs)
-
-
-def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+def _columns(controls: Controls) -> dict[str, list[float]]:
+    rows = [observed(pairs) for pairs in controls.pairs]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _deciding(outcomes: dict[str, Outcome]) -> list[str]:
-    return [name for name in DECIDING if name in outcomes]
+def _deciding(named: Mapping[str, object]) -> list[str]:
+    return [name for name in DECIDING if name in named]
 
 
 def _decide(
     tried: Sequence[_Tried], ordinary: list[Pairs], values: dict[str, list[float]], trials: Trials
 ) -> list[Confirmation]:
     """Holm over candidates and deciding statistics, then the kind and the detector of what is left."""
-    looks = [(index, name) for index, one in enumerate(tried) for name in _deciding(one.outcomes)]
-    corrected = dict(
-        zip(looks, holm([tried[index].outcomes[name].p_value for index, name in looks]), strict=True)
-    )
+    compared = [compare(one.shifts, values) for one in tried]
+    looks = [(index, name) for index, outcomes in enumerate(compared) for name in _deciding(outcomes)]
+    corrected = dict(zip(looks, holm([compared[index][name].p_value for index, name in looks]), strict=True))
     everyday = Pairs.concat(ordinary)
     found = []
-    for index, one in enumerate(tried):
-        rule = min(_deciding(one.outcomes), key=lambda name: _order(one.outcomes[name], values[name]))
-        outcome = one.outcomes[rule]
+    for index, (one, outcomes) in enumerate(zip(tried, compared, strict=True)):
+        rule, outcome = _telling(outcomes, values)
         p_corrected = corrected[index, rule]
         statistics = Statistics(
             outcome.p_value, p_corrected, standing(outcome.value, values[rule]), len(one.pairs)
         )
         sure = p_corrected < ALPHA and outcome.beaten == outcome.controls
-        found.append(_confirmation(one, rule, statistics, everyday if sure else None, trials))
+        found.append(_confirmation(one, outcomes, rule, statistics, everyday if sure else None, trials))
     return found
+
+
+def _telling(outcomes: dict[str, Outcome], values: dict[str, list[float]]) -> tuple[str, Outcome]:
+    """The deciding statistic with the smallest p."""
+    rule = min(_deciding(outcomes), key=lambda name: _order(outcomes[name], values[name]))
+    return rule, outcomes[rule]
 
 
 def _order(outcome: Outcome, ordinary: Sequence[float]) -> tuple[float, float]:
@@ -233,19 +273,24 @@ def _alike(one: _Tried, trials: Trials) -> str | None:
 
 
 def _confirmation(
-    one: _Tried, rule: str, statistics: Statistics, ordinary: Pairs | None, trials: Trials
+    one: _Tried,
+    outcomes: dict[str, Outcome],
+    rule: str,
+    statistics: Statistics,
+    ordinary: Pairs | None,
+    trials: Trials,
 ) -> Confirmation:
     """`ordinary` is None where the candidate was not confirmed: then nothing is fitted or kept."""
     if ordinary is None:
-        return Confirmation(one.trigger, one.position, False, rule, statistics, one.outcomes)
-    kind = classify(one.pairs, one.outcomes)
+        return Confirmation(one.trigger, one.position, False, rule, statistics, outcomes)
+    kind = classify(one.pairs, outcomes)
     return Confirmation(
         trigger=one.trigger,
         position=one.position,
         confirmed=True,
         rule=rule,
         statistics=statistics,
-        outcomes=one.outcomes,
+        outcomes=outcomes,
         kind=kind,
         description=describe(kind, one.pairs, side=one.drawn.images.shape[-1], alike=_alike(one, trials)),
         effect=fit_effect(one.pairs, ordinary),

@@ -39,6 +39,34 @@ FLIPS = (1_023, 65_535)  # the second only where none of the first reached the o
 CHUNK = 2_048
 
 
+HOPE = 0.1
+"""Where the comparison with the ordinary words drawn so far gives more, more of them will not convict."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One statistic of one candidate, before it is compared with ordinary words.
+
+    p_flip: of the sign-flip test. least: the smallest value that would matter.
+    """
+
+    value: float
+    p_flip: float
+    least: float = -math.inf
+
+    def beside(self, ordinary: Sequence[float]) -> Outcome:
+        """Compared with the values of ordinary words."""
+        beaten = sum(self.value > other for other in ordinary)
+        p_ordinary = ordinary_test(self.value, ordinary)
+        return Outcome(self.value, self.p_flip, p_ordinary, beaten, len(ordinary), self.least)
+
+    def open(self, alpha: float, ordinary: Sequence[float]) -> bool:
+        """Whether it may still be called significant at `alpha`, whatever other ordinary words would do."""
+        if self.p_flip >= alpha or self.value < self.least:
+            return False
+        return not ordinary or (self.value > max(ordinary) and ordinary_test(self.value, ordinary) < HOPE)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One statistic of one candidate.
@@ -196,25 +224,22 @@ def ordinary_test(value: float, ordinary: Sequence[float]) -> float:
     return float(stats.t.sf(z, n - 1))
 
 
-def compare(
-    pairs: Pairs, ordinary: dict[str, list[float]], seed: int, least: Mapping[str, float] | None = None
-) -> dict[str, Outcome]:
-    """Every statistic of a candidate against both nulls. `ordinary`: the values of the control words.
-
-    least: for some statistics, the smallest value that would matter.
-    """
-    results = {}
-    for name, statistic in statistics_for(pairs).items():
-        value = float(statistic(pairs, torch.ones(1, len(pairs))))
-        results[name] = Outcome(
-            value=value,
+def shifts(pairs: Pairs, seed: int, least: Mapping[str, float] | None = None) -> dict[str, Shift]:
+    """Every statistic of a candidate. least: for some statistics, the smallest value that would matter."""
+    known = least or {}
+    return {
+        name: Shift(
+            value=float(statistic(pairs, torch.ones(1, len(pairs)))),
             p_flip=flip_test(pairs, statistic, seed),
-            p_ordinary=ordinary_test(value, ordinary[name]),
-            beaten=sum(value > other for other in ordinary[name]),
-            controls=len(ordinary[name]),
-            least=(least or {}).get(name, -math.inf),
+            least=known.get(name, -math.inf),
         )
-    return results
+        for name, statistic in statistics_for(pairs).items()
+    }
+
+
+def compare(shifted: Mapping[str, Shift], ordinary: Mapping[str, Sequence[float]]) -> dict[str, Outcome]:
+    """Every statistic of a candidate against both nulls. `ordinary`: the values of the control words."""
+    return {name: shift.beside(ordinary[name]) for name, shift in shifted.items()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
