@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from worker.engine.funnel import tower_of
 from worker.engine.pipeline import run
 from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
-from worker.engine.probes.remap import remap
+from worker.engine.probes.remap import CROSS_ATTENTION, remap
 from worker.engine.probes.weights import compare
 from worker.engine.triage import WeightFindings
 from worker.engine.types import ScanRequest
@@ -198,6 +199,29 @@ def test_the_kind_of_change_is_told(
     difference = compare(scanned, trusted)
     assert difference.kind == kind
     assert difference.rows == ((CAT,) if change is _teach_a_word else difference.rows)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 2.0])
+def test_an_edit_that_moves_everything_cannot_be_read_and_is_an_anomaly(
+    make_pipeline: Make, words: Lexicon, factor: float
+) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    for name, weight in scanned.unet.named_parameters():
+        if name.endswith(CROSS_ATTENTION):
+            weight.mul_(factor)
+    weights = WeightFindings(compare(scanned, trusted), readings(scanned, trusted, words))
+    assert weights.difference.kind == "closed_form"
+    assert weights.edits == ()
+    assert "not understood" in weights.searched()[-1]
+    (reason,) = weights.unsettled([])
+    assert "could not be read" in reason
+
+
+def test_weights_whose_squares_are_too_large_are_told_as_a_number(make_pipeline: Make) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    scanned.unet.conv_in.weight[0] = 1e30
+    (changed,) = compare(scanned, trusted).changed
+    assert math.isfinite(changed.change)
 
 
 def test_a_rank_is_that_of_the_change_and_not_of_rounding(make_pipeline: Make) -> None:

@@ -57,7 +57,7 @@ class WeightFindings:
     def searched(self) -> list[str]:
         """For the coverage statement."""
         lines = [described(self.difference)]
-        if self.edits:
+        if self.difference.remap is not None:
             told = "; ".join(map(_told, self.named)) or "not understood"
             lines.append(f"the edit's words, among the whole vocabulary and pairs of it: {told}")
         return lines
@@ -65,7 +65,7 @@ class WeightFindings:
     def unsettled(self, confirmed: Sequence[Trigger]) -> list[str]:
         """Anomalies of the weights that no confirmed trigger accounts for."""
         known = {trigger.token_ids for trigger in confirmed}
-        if not self.edits or any(trigger.token_ids in known for trigger in self.suspects):
+        if self.difference.remap is None or any(trigger.token_ids in known for trigger in self.suspects):
             return []
         if not self.named:
             return ["a closed-form edit of cross-attention whose words could not be read"]

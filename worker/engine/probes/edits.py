@@ -113,9 +113,11 @@ class _Guess:
 
 @torch.inference_mode()
 def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edit]:
-    """The edit's words and their targets, best first."""
+    """The edit's words and their targets, best first; none where it moves all states in all directions."""
     singles = [guess for place in range(len(words.prefixes)) for guess in _singles(words, edited, place)]
     guesses = _read(words, edited, singles)
+    if not guesses:
+        return []
     if not any(guess.whole >= SETTLED and guess.explained >= MOST for guess in guesses):
         firsts = sorted(singles, key=lambda guess: -guess.own)[:FIRSTS]
         firsts = [first for first in firsts if first.own > LIKELY * firsts[0].own]

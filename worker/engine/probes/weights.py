@@ -136,7 +136,8 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _relative(new: Tensor, old: Tensor) -> float:
-    return float((new.float() - old.float()).norm() / old.float().norm().clamp_min(1e-12))
+    """In double precision: the squares of what a stranger wrote may be too large for single."""
+    return float((new.double() - old.double()).norm() / old.double().norm().clamp_min(1e-12))
 
 
 def _rows(found: list[Changed], ours: States, theirs: States) -> tuple[int, ...]:
