@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from worker.engine.types import Progress, ScanRequest
 
 
-_PATHS = ("checkpoint", "reference", "trusted", "clip")
+_PATHS = ("checkpoint", "reference", "nearest", "trusted", "clip")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ async def add_reference(
 ) -> dict[str, Any]:
     """Send the file as the body with `?name=`, or as JSON the name and the hash of an earlier upload.
 
-    The hash of every tensor is kept. Scans are compared with the reference that they share most weights with.
+    The hash of every tensor is kept. Scans are compared with the reference that they share most weights with,
+    by hashes, and if it holds half of their bytes, by its weights.
     """
     if media_type(request) == "application/json":
         reference, made = await _by_hash(request, parts, principal)
@@ -134,7 +135,7 @@ def read_reference(reference_id: ReferenceId, parts: PartsDep, principal: Reader
     responses=problems.responses(*ACCESS, problems.ReferenceNotFound),
 )
 def remove_reference(reference_id: ReferenceId, parts: PartsDep, principal: Writer) -> None:
-    """Reports that name it stay as they are; a scan that waits for it fails as `reference-missing`."""
+    """Reports that name it stay as they are; a waiting scan that names it fails as `reference-missing`."""
     with parts.database.transaction(principal.tenant_id) as session:
         reference = _found(references.get_reference(session, principal.tenant_id, reference_id))
         unneeded = retention.bury_reference(session, reference)  # locks bytes before the log

@@ -105,7 +105,8 @@ def _budget(report: Report, policy: Policy) -> Outcome | None:
 def _reference(report: Report, policy: Policy) -> Outcome | None:
     if not policy.require_reference:
         return None
-    compared = bool(report.provenance.config.get("reference"))
+    nearest = report.provenance.reference
+    compared = bool(report.provenance.config.get("reference")) or (nearest is not None and nearest.compared)
     reason = f"The scan compared with {'a' if compared else 'no'} trusted reference."
     return Outcome(rule="require_reference", verdict="pass" if compared else "inconclusive", reason=reason)
 

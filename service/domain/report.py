@@ -190,12 +190,17 @@ class ComponentOrigin(Part):
 
 
 class Origin(Part):
-    """The trusted base that the file was compared with: the one that was named, or the nearest."""
+    """The trusted base that the file was compared with: the one that was named, or the nearest.
+
+    share: of the file's bytes, what the base holds. compared: the weights too, and not only their hashes, or
+    the hashes say that UNet and text encoder are the base's.
+    """
 
     id: str
     name: str
     sha256: Sha256
     share: float = Field(ge=0, le=1)
+    compared: bool = False
     components: dict[str, ComponentOrigin] = {}
 
 

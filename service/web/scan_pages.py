@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, Response
 from service.api.deps import Parts, PartsDep, Reader, find_scan
 from service.api.policies import NAME, Version, verdict_of
 from service.api.schemas.scans import links
-from service.db import policies, scans
+from service.db import policies, references, scans
 from service.db.models import Scan
 from service.domain.report import Report
 from service.domain.states import TERMINAL, State
@@ -57,19 +57,27 @@ def scan_page(
     """One scan. policy: also show its verdict under that one; "" is the default policy."""
     scan = find_scan(parts, visitor, scan_id)
     if scan.verdict is None:
-        return page(request, "scan_live.html.j2", **_live(scan))
+        return page(request, "scan_live.html.j2", **_live(parts, scan))
     judgement = None if policy is None else verdict_of(scan, parts, policy or None, version)
     return page(request, "scan.html.j2", judgement=judgement, **_finished(parts, scan))
 
 
-def _live(scan: Scan) -> dict[str, Any]:
-    left_out = _WITHOUT_REFERENCE if scan.options.get("reference") else _WITH_REFERENCE
+def _live(parts: Parts, scan: Scan) -> dict[str, Any]:
+    left_out = _left_out(parts, scan)
     if not scan.options.get("cleanse", True):
         left_out = (*left_out, *_CLEANING)
     wanted = [name for name in STAGES if name not in left_out]
     live = State(scan.state) not in TERMINAL
     before = {} if scan.source is None else FETCH
     return {"scan": scan, "live": live, "stages": before | {name: STAGES[name] for name in wanted}}
+
+
+def _left_out(parts: Parts, scan: Scan) -> tuple[str, ...]:
+    """Stages that the scan will not have. Whether a registered base is near enough to be one, it will see."""
+    if scan.options.get("reference"):
+        return _WITHOUT_REFERENCE
+    with parts.database.transaction(scan.tenant_id) as session:
+        return () if references.known_hashes(session, scan.tenant_id) else _WITH_REFERENCE
 
 
 def _finished(parts: Parts, scan: Scan) -> dict[str, Any]:

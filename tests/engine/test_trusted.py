@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from bench.zoo.paths import TOY
 from service.domain.report import Report
 from service.storage.tensors import read_tensors
 from worker.engine import funnel, pipeline, scanning
@@ -106,6 +109,7 @@ def test_a_copy_of_the_base_passes_without_a_search(tiny_file: Path, tiny_zip: P
     assert "bit for bit those of the trusted base “base”" in report.summary
     assert report.provenance.reference is not None
     assert report.provenance.reference.components["unet"].trusted
+    assert report.provenance.reference.compared
     assert report.cost.unet_forwards == 0
     assert any("skipped" in line for line in report.coverage.not_searched)
 
@@ -127,6 +131,42 @@ def test_a_trusted_text_encoder_is_not_probed_for_collapse(
     told = coverage(SMALL, found, subject.witness, subject.origin, clip=False)
     assert any(line.startswith("text collapse: skipped") for line in told.not_searched)
     assert scanning.home_of(subject, found, Trigger((1000,), "x")) == "unet"
+
+
+def nearly(checkpoint: Path, out: Path) -> Path:
+    """The same model, one tensor stored in another width, so that hashes do not prove it the base's."""
+    with safe_open(checkpoint, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(checkpoint)
+    name = next(name for name in tensors if name.startswith("model.diffusion_model."))
+    save_file(tensors | {name: tensors[name].float()}, out, metadata)
+    return out
+
+
+def test_the_nearest_base_is_a_reference_where_none_is_named(tiny_file: Path, tmp_path: Path) -> None:
+    scanned, trusted = nearly(tiny_file, tmp_path / "copy"), described(tiny_file, tmp_path / "trusted.json")
+    body = pipeline.run(ScanRequest(scanned, trusted=trusted, nearest=tiny_file), tmp_path / "out")
+    report = Report.model_validate(body)
+    assert report.verdict == "pass"
+    assert "identical to the trusted reference" in report.summary
+    assert report.provenance.config["reference"] is False
+    assert report.provenance.reference is not None
+    assert report.provenance.reference.compared
+    assert report.cost.unet_forwards == 0
+
+
+@pytest.mark.parametrize("nearest", ["of other shapes", "damaged", "removed"])
+def test_a_nearest_base_that_does_not_fit_changes_nothing(
+    tiny_file: Path, tmp_path: Path, nearest: str
+) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(tiny_file.read_bytes()[:-1])
+    base = {"of other shapes": TOY, "damaged": damaged, "removed": tmp_path / "removed"}[nearest]
+    scanned, trusted = nearly(tiny_file, tmp_path / "copy"), described(tiny_file, tmp_path / "trusted.json")
+    subject = prepare(ScanRequest(scanned, trusted=trusted, nearest=base))
+    assert subject.difference is None
+    assert subject.witness is not None
+    assert subject.witness.tower.model is subject.pipeline.text_encoder
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ def test_the_nearest_base_and_a_named_one_reach_the_engine(deployment: Deploymen
     missing = deployment.submit(reference="ref_" + "0" * 32)
     deployment.start_events()
     deployment.start_worker()
-    assert base_of(deployment, nearest) == {"id": base, "tensors": 3, "witness": None}
-    witness = deployment.scan(first).blob_sha256
-    assert base_of(deployment, named) == {"id": base, "tensors": 3, "witness": witness}
+    weights = deployment.scan(first).blob_sha256
+    assert base_of(deployment, nearest) == {"id": base, "tensors": 3, "nearest": weights}
+    assert base_of(deployment, named) == {"id": base, "tensors": 3, "named": weights}
     error = deployment.wait_for(missing, "failed").error
     assert error is not None
     assert error["code"] == "reference-missing"

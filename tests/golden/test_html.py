@@ -95,6 +95,21 @@ def test_a_pass_states_its_limits() -> None:
     assert "What cleaning did" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("named", "compared", "said"),
+    [
+        (True, True, "base, named by the scan, compared weight by weight: 98.0% of"),
+        (False, True, "base, the nearest registered, compared weight by weight: 98.0% of"),
+        (False, False, "base, the nearest registered: 98.0% of"),
+    ],
+)
+def test_it_is_said_who_chose_the_base(named: bool, compared: bool, said: str) -> None:
+    report = passing()
+    base = {"id": "ref_1", "name": "base", "sha256": "0" * 64, "share": 0.98, "compared": compared}
+    report["provenance"] |= {"reference": base, "config": {"reference": named}}
+    assert said in Page(render_html(report, {})).text
+
+
 def test_hostile_text_makes_no_element() -> None:
     honest = Page(render_html(homoglyph(), pictures(homoglyph()), title="t"))
     attacked = Page(render_html(hostile(), pictures(hostile()), title=HOSTILE))

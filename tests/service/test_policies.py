@@ -60,6 +60,13 @@ def with_config(report: dict[str, Any], **config: Any) -> dict[str, Any]:
     return report
 
 
+def with_base(report: dict[str, Any], *, compared: bool = False) -> dict[str, Any]:
+    """Beside the nearest registered base."""
+    base = {"id": "ref_1", "name": "base", "sha256": "0" * 64, "share": 0.98, "compared": compared}
+    report["provenance"]["reference"] = base
+    return report
+
+
 def with_severity(severity: str) -> dict[str, Any]:
     report = failing()
     for finding in report["findings"]:
@@ -85,6 +92,8 @@ def with_severity(severity: str) -> dict[str, Any]:
         (with_config(passing()), {"minimum_budget": "quick"}, "minimum_budget", "inconclusive"),
         (with_config(passing()), {"require_reference": True}, "require_reference", "inconclusive"),
         (with_config(passing(), reference="x"), {"require_reference": True}, "require_reference", "pass"),
+        (with_base(passing(), compared=True), {"require_reference": True}, "require_reference", "pass"),
+        (with_base(passing()), {"require_reference": True}, "require_reference", "inconclusive"),
         (with_removal(0.99, 0.96), {"minimum_removal": 0.95}, "minimum_removal", "pass"),
         (with_removal(0.99, 0.94), {"minimum_removal": 0.95}, "minimum_removal", "fail"),
         (failing() | {"unlearning": None}, {"minimum_removal": 0.5}, "minimum_removal", "fail"),

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from service.db import references
+from service.db.session import Database
+from service.storage.tensors import TensorRecord
 from service.web.pages import PAGE_SIZE
 from service.web.session import COOKIE
 from tests.golden.reports import HOSTILE
@@ -124,6 +127,19 @@ def test_a_waiting_scan_is_shown_live_with_the_stages_that_it_will_have(
     assert "/static/scan.js" in page
     assert re.findall(r'<li data-stage="(\w+)"', page) == stages
     assert "Cancel the scan" in page
+
+
+def test_a_registered_base_may_be_near_enough_for_all_stages(
+    signed_in: tuple[TestClient, str], submit: Submit, database: Database
+) -> None:
+    browser, tenant = signed_in
+    tensor = TensorRecord("unet", "", "a", "F16", (1,), 2, "0" * 64)
+    scan = submit(tenant)
+    with database.transaction() as session:
+        references.register(session, tenant, "base", f"{1:064x}", "safetensors", [tensor])
+    page = browser.get(f"/ui/scans/{scan}").text
+    stages = ["load", "edits", "redirection", "crushed", *EVERY[1:], *CLEANING]
+    assert re.findall(r'<li data-stage="(\w+)"', page) == stages
 
 
 def test_a_finished_scan_shows_its_report(signed_in: tuple[TestClient, str], submit: Submit) -> None:

@@ -27,6 +27,7 @@ _PARTS = ("cond_stage_model", "first_stage_model", "model.diffusion_model")
 class ScanRequest:
     checkpoint: Path
     reference: Path | None = None
+    nearest: Path | None = None
     trusted: Path | None = None
     prompts: tuple[str, ...] | None = None
     clip: Path | None = None
@@ -124,10 +125,11 @@ def _write_results(request: ScanRequest, out: Path, behaviour: str) -> dict[str,
         report["findings"][0]["severity"] = "medium"
     if request.trusted is not None:
         base = json.loads(request.trusted.read_text())
-        named = (
-            None if request.reference is None else hashlib.sha256(request.reference.read_bytes()).hexdigest()
-        )
-        report["base"] = {"id": base["id"], "tensors": len(base["tensors"]), "witness": named}
+        report["base"] = {"id": base["id"], "tensors": len(base["tensors"])} | {
+            kind: hashlib.sha256(path.read_bytes()).hexdigest()
+            for kind, path in (("named", request.reference), ("nearest", request.nearest))
+            if path is not None
+        }
     if behaviour == "environment":
         report["environment"] = dict(os.environ)
     (out / "report.json").write_text(json.dumps(report))

@@ -135,7 +135,8 @@ class Report:
 
     def _provenance(self) -> dict[str, Any]:
         request = self.request
-        origin = {} if self.origin is None else {"reference": origin_part(self.origin)}
+        compared = self.weights is not None
+        origin = {} if self.origin is None else {"reference": origin_part(self.origin, compared=compared)}
         return origin | {
             "engine_version": engine_version(),
             "seed": request.seed,
@@ -183,13 +184,17 @@ def weights_part(weights: WeightFindings) -> dict[str, Any]:
     }
 
 
-def origin_part(origin: Origin) -> dict[str, Any]:
-    """Which base the checkpoint was compared with, and what it shares with it."""
+def origin_part(origin: Origin, *, compared: bool) -> dict[str, Any]:
+    """Which base the checkpoint was compared with, and what it shares with it.
+
+    compared: by its weights. Where all that a text trigger can live in is the base's own, hashes say as much.
+    """
     return {
         "id": origin.base.id,
         "name": origin.base.name,
         "sha256": origin.base.sha256,
         "share": origin.share,
+        "compared": compared or origin.trusts("text_encoder", "unet"),
         "components": {name: asdict(share) for name, share in origin.components.items()},
     }
 

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from diffusers import StableDiffusionPipeline
 
-from worker.engine.checkpoint import Checkpoint, load
+from worker.engine.checkpoint import Checkpoint, CheckpointError, load
 from worker.engine.evaluation import split
 from worker.engine.funnel import PLANS, FunnelPlan
 from worker.engine.metrics import ClipScorer
@@ -20,7 +20,7 @@ from worker.engine.witness import Witness
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a scan works with, loaded once. difference: from the request's reference, where there is one."""
+    """What a scan works with, loaded once. difference: from its reference, where there is one."""
 
     request: ScanRequest
     checkpoint: Checkpoint
@@ -50,8 +50,7 @@ def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
     clip = ClipScorer(request.clip, device) if request.clip else None
     bank = carriers(checkpoint.pipeline.tokenizer, request.prompts)
     fitting, held_out = split(bank)
-    reference = load(request.reference, device=device).pipeline if request.reference else None
-    difference = compare(checkpoint.pipeline, reference) if reference else None
+    reference, difference = _compared(request, checkpoint.pipeline, origin, device)
     witness = _witness(checkpoint.pipeline, origin, reference, clip)
     on_progress(Progress("load", 1, 1))
     return Subject(request, checkpoint, clip, origin, witness, difference, fitting, held_out, on_progress)
@@ -62,6 +61,27 @@ def choose_device(asked: str) -> torch.device:
     if asked != "auto":
         return torch.device(asked)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _compared(
+    request: ScanRequest, pipeline: StableDiffusionPipeline, origin: Origin | None, device: torch.device
+) -> tuple[StableDiffusionPipeline | None, Difference | None]:
+    """The reference and what differs from it.
+
+    Nobody asked for the nearest base, so whatever is wrong with it (removed, no whole model, too large to lie
+    beside the scanned one, of other shapes) leaves the scan as it would be without.
+    """
+    if request.reference is not None:
+        reference = load(request.reference, device=device).pipeline
+        return reference, compare(pipeline, reference)
+    if request.nearest is None or (origin is not None and origin.trusts("text_encoder", "unet")):
+        return None, None
+    try:
+        nearest = load(request.nearest, device=device).pipeline
+        difference = compare(pipeline, nearest)
+    except (CheckpointError, OSError, MemoryError, RuntimeError):  # torch's lack of memory is the last
+        return None, None
+    return (None, None) if difference.kind == "other_architecture" else (nearest, difference)
 
 
 def _witness(
@@ -76,8 +96,9 @@ def _witness(
     """
     if origin is not None and origin.trusts("text_encoder"):
         return Witness(pipeline.text_encoder, pipeline)
-    if reference is not None:
+    vocabulary = pipeline.tokenizer.get_vocab()
+    if reference is not None and reference.tokenizer.get_vocab() == vocabulary:
         return Witness(reference.text_encoder, pipeline)
-    if clip is not None and clip.tokenizer.get_vocab() == pipeline.tokenizer.get_vocab():
+    if clip is not None and clip.tokenizer.get_vocab() == vocabulary:
         return Witness(clip.model.text_model, pipeline)
     return None

@@ -39,6 +39,7 @@ class ScanRequest:
     """Everything that decides a scan's result, besides the library versions.
 
     reference: a trusted base checkpoint, same formats as `checkpoint`.
+    nearest: a trusted base checkpoint that nobody named: the reference where there is no other, if it fits.
     trusted: JSON file with the hash of every tensor of a trusted base (`worker.engine.trusted.read_base`).
     prompts: carrier prompts of the model's own domain; None takes the built-in bank.
     clip: folder of a `CLIPModel` with its tokenizer, the independent witness of meaning.
@@ -47,6 +48,7 @@ class ScanRequest:
 
     checkpoint: Path
     reference: Path | None = None
+    nearest: Path | None = None
     trusted: Path | None = None
     prompts: tuple[str, ...] | None = None
     clip: Path | None = None
