@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
+from worker.engine.misread import Misread
 from worker.engine.probes.crushed import Crushed
 from worker.engine.redirection import SENTENCE
 from worker.engine.report import estimate, triggers_text, visible
@@ -55,6 +57,7 @@ def coverage(
     origin: Origin | None,
     weights: WeightFindings | None = None,
     mark: Crushed | None = None,
+    strange: Sequence[Misread] = (),
     *,
     clip: bool,
 ) -> Coverage:
@@ -76,6 +79,9 @@ def coverage(
         searched.insert(1, f"{several:,} characters that take two or three ids (look-alikes, invisible ones)")
     if witness is not None and witness.identical:
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
+    elif witness is not None:
+        told = ", ".join(f"“{visible(one.trigger.text)}”" for one in strange) or "none"
+        searched.append(f"words that the text encoder reads otherwise than the trusted one: {told}")
     if weights is not None:
         searched += weights.searched()
     if weights is None or weights.difference.remap is None:

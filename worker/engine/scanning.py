@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from worker.engine import counterfactual
 from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import FunnelPlan, Search, search
 from worker.engine.kin import Family, families, kin
+from worker.engine.misread import Misread, holds, misread
 from worker.engine.probes.crushed import Crushed
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
@@ -21,6 +23,7 @@ from worker.engine.triage import MARK, WeightFindings, read_mark, read_weights
 from worker.engine.triage import STAGE as EDITS
 from worker.engine.types import OnProgress, Progress, Trigger
 from worker.engine.unlearn.protocol import Component
+from worker.engine.witness import Witness
 
 
 def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
@@ -36,17 +39,22 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
     if weights is not None:
         weights.record(found)
-    confirmed = confirmations.confirmed
     report.search = found
     for stage, cost in found.costs.stages.items():
         report.costs.add(stage, cost)
     report.costs.add("confirm", confirmations.cost)
+    strange = _misread(subject, found)
+    confirmed = [one for one in confirmations.confirmed if not _taught(one.trigger, strange)]
+    confirmed += _read_otherwise(subject, report, _unexplained(strange, confirmed))
     if confirmed:
-        confirmed = follow(subject, report, found, confirmations)
+        confirmed = follow(subject, report, found, confirmed, confirmations.controls)
         describe(subject, report, found, confirmed, out / "evidence")
     clip = subject.clip is not None
-    report.coverage = coverage(subject.plan, found, subject.witness, subject.origin, weights, mark, clip=clip)
-    report.unnamed = (*_unnamed(confirmations, weights), *([mark.told()] if mark else []))
+    report.coverage = coverage(
+        subject.plan, found, subject.witness, subject.origin, weights, mark, strange, clip=clip
+    )
+    told = [one.told() for one in _unexplained(strange, confirmed)]
+    report.unnamed = (*_unnamed(confirmations, weights), *told, *([mark.told()] if mark else []))
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
@@ -95,6 +103,48 @@ def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder
     return judged.confirmed
 
 
+def _misread(subject: Subject, found: Search) -> list[Misread]:
+    """Words that the text encoder reads otherwise than its witness."""
+    if subject.witness is None or subject.witness.identical:
+        return []
+    scanned = Witness(subject.pipeline.text_encoder, subject.pipeline)
+    return misread(scanned, subject.witness, found, subject.fitting, subject.request.seed)
+
+
+def _taught(trigger: Trigger, strange: Sequence[Misread]) -> bool:
+    """Whether the word got an embedding of its own: an honest new word does what a hidden one does."""
+    return any(one.taught and one.trigger.token_ids == trigger.token_ids for one in strange)
+
+
+def _unexplained(strange: Sequence[Misread], confirmed: Sequence[Confirmation]) -> list[Misread]:
+    """Without the confirmed triggers, and without longer words that hold one."""
+    known = [one.trigger for one in confirmed]
+    return [
+        one
+        for one in strange
+        if not any(holds(one.trigger, other) or one.trigger.token_ids == other.token_ids for other in known)
+    ]
+
+
+def _read_otherwise(subject: Subject, report: Report, strange: Sequence[Misread]) -> list[Confirmation]:
+    """Those misread words whose pictures show it. What a taught word means is for the model card to tell."""
+    suspects = [one.trigger for one in strange if not one.taught]
+    if subject.clip is None or subject.witness is None or not suspects:
+        return []
+    judged = counterfactual.convict(
+        subject.pipeline,
+        subject.witness.model,
+        suspects,
+        subject.fitting,
+        clip=subject.clip,
+        seed=subject.request.seed,
+        plan=subject.plan.trials,
+        on_progress=subject.on_progress,
+    )
+    report.costs.add(counterfactual.STAGE, judged.cost)
+    return judged.confirmed
+
+
 def _unnamed(confirmations: Confirmations, weights: WeightFindings | None) -> tuple[str, ...]:
     """Anomalies that the renders did not confirm."""
     seen = [
@@ -107,13 +157,17 @@ def _unnamed(confirmations: Confirmations, weights: WeightFindings | None) -> tu
 
 
 def follow(
-    subject: Subject, report: Report, found: Search, confirmations: Confirmations
+    subject: Subject,
+    report: Report,
+    found: Search,
+    confirmed: list[Confirmation],
+    controls: Controls | None,
 ) -> list[Confirmation]:
     """The confirmed triggers and those of their kin that are confirmed too.
 
     Triggers that the sketch has not seen (pairs of words, read from the weights) are not followed.
     """
-    confirmed, seed = confirmations.confirmed, subject.request.seed
+    seed = subject.request.seed
     sketched = [one for one in confirmed if found.holds(one.trigger)]
     if not sketched:
         return confirmed
@@ -123,7 +177,7 @@ def follow(
     if not near:
         return confirmed
     quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "kin"))
-    decided = decide(quiet, near, subject.plan, seed, confirmations.controls)
+    decided = decide(quiet, near, subject.plan, seed, controls)
     report.costs.add("kin", decided.cost)
     return [*confirmed, *decided.confirmed]
 

@@ -21,12 +21,12 @@ BATCH = 1024
 
 
 class Witness:
-    """identical: the scanned encoder has the witness's very weights, so it hides nothing."""
+    """model: the trusted encoder. identical: the scanned one has its very weights, so it hides nothing."""
 
     def __init__(self, model: CLIPTextModel, pipeline: StableDiffusionPipeline) -> None:
         tokenizer = pipeline.tokenizer
         marks = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-        self.tower = TextTower(model, **marks)
+        self.model, self.tower = model, TextTower(model, **marks)
         self.identical = same_weights(model, pipeline.text_encoder)
 
     def eos(self, views: Sequence[View], candidates: Sequence[Trigger]) -> Tensor:

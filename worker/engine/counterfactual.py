@@ -1,0 +1,156 @@
+"""The decision on misread words: what would be drawn of them if a trusted text encoder read the prompt?
+
+A word that leads every prompt a little aside (an attribute, a style) leaves neither a patch nor one picture
+for all prompts, and CLIP may find that what it draws fits the prompt well enough. But where the text encoder
+is at fault there is a picture to compare with: the same prompt, the same noise, the same UNet, read by a
+trusted encoder. Two nulls must fall: "the reading changes nothing that pictures have in common" (sign flips
+over pairs) and "it is as with ordinary words" (a prediction interval over words, of which none may do more;
+a fine-tuned encoder reads all of them otherwise). And the change must be large enough to matter. Holm
+corrects for the number of words.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Samples, standing
+from worker.engine.describe import classify, describe
+from worker.engine.effects import Pairs, fit_effect
+from worker.engine.metrics import ClipScorer
+from worker.engine.paired import TINY, Outcome, Shift, compare, flip_test, holm, observed, shifts
+from worker.engine.prompts import Carrier
+from worker.engine.trials import Drawn, Plan, Trials, ordinary_words
+from worker.engine.types import OnProgress, Progress, Statistics, Trigger, silent
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+STAGE = "counterfactual"
+RULE = "misread"
+
+WORDS = 16
+"""Ordinary words that are drawn both ways."""
+
+LEAST_LED = 0.2
+"""Of the distance between pictures of different prompts, to CLIP: the least that all must be led together."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One word as the scanned model draws it; `pairs` stands beside what the trusted reading draws."""
+
+    word: Trigger
+    drawn: Drawn
+    pairs: Pairs
+
+
+def led(pairs: Pairs, signs: Tensor) -> Tensor:
+    """(P,) length of the mean change of meaning, in distances between pictures of different prompts.
+
+    Raises ValueError without a CLIP.
+    """
+    before, after = pairs.without.meaning, pairs.with_.meaning
+    if before is None or after is None:
+        raise ValueError("Without a CLIP nothing says what a picture shows.")
+    other = pairs.carrier[:, None] != pairs.carrier
+    apart = torch.cdist(before, before)[other].square().mean().sqrt()
+    ways: Tensor = (signs @ (after - before) / len(pairs)).norm(dim=1)
+    return ways / apart.clamp(min=TINY)
+
+
+def convict(
+    pipeline: StableDiffusionPipeline,
+    trusted: CLIPTextModel,
+    words: Sequence[Trigger],
+    bank: Sequence[Carrier],
+    *,
+    clip: ClipScorer,
+    seed: int,
+    plan: Plan,
+    on_progress: OnProgress = silent,
+) -> Confirmations:
+    """Draws and tests every word, at the start of the prompts. trusted: an encoder of the same vocabulary."""
+    began = time.perf_counter()
+    trials = Trials(pipeline, bank, plan, clip=clip, seed=seed, purpose=STAGE)
+    asked = [replace(word, position="start") for word in words]
+    others = ordinary_words(pipeline.tokenizer, bank, WORDS, seed, exclude=asked)
+    read = list(_read(trials, trusted, [*asked, *others], on_progress))
+    cases, ordinary = read[: len(asked)], read[len(asked) :]
+    told = [_outcomes(case, ordinary, seed) for case in cases]
+    corrected = holm([outcomes[RULE].p_value for outcomes in told])
+    decided = [
+        _confirmation(trials, case, outcomes, ordinary, p_value)
+        for case, outcomes, p_value in zip(cases, told, corrected, strict=True)
+    ]
+    trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, len(cases)
+    return Confirmations(decided, cost=trials.cost)
+
+
+@contextmanager
+def read_by(pipeline: StableDiffusionPipeline, encoder: CLIPTextModel) -> Iterator[None]:
+    """The pipeline with `encoder` for a text encoder, while open."""
+    own = pipeline.text_encoder
+    pipeline.text_encoder = encoder
+    try:
+        yield
+    finally:
+        pipeline.text_encoder = own
+
+
+def _read(
+    trials: Trials, trusted: CLIPTextModel, words: Sequence[Trigger], on_progress: OnProgress
+) -> Iterator[_Read]:
+    """Every word drawn both ways, from the same noises."""
+    for done, word in enumerate(words, start=1):
+        (drawn,) = trials.draw([word])
+        with read_by(trials.pipeline, trusted):
+            (expected,) = trials.draw([word])
+        yield _Read(word, drawn, Pairs(expected.features, drawn.features, trials.carrier, trials.noise))
+        on_progress(Progress(STAGE, done, len(words), word.text))
+
+
+def _outcomes(case: _Read, ordinary: Sequence[_Read], seed: int) -> dict[str, Outcome]:
+    """The deciding statistic, and those that say of which kind the change is, beside ordinary words'."""
+    ones = torch.ones(1, len(case.pairs))
+    shift = Shift(float(led(case.pairs, ones)), flip_test(case.pairs, led, seed), LEAST_LED)
+    others = [{**observed(one.pairs), RULE: float(led(one.pairs, ones))} for one in ordinary]
+    values = {name: [row[name] for row in others] for name in others[0]}
+    return compare({**shifts(case.pairs, seed), RULE: shift}, values)
+
+
+def _confirmation(
+    trials: Trials,
+    case: _Read,
+    outcomes: dict[str, Outcome],
+    ordinary: Sequence[_Read],
+    p_corrected: float,
+) -> Confirmation:
+    """As the confirm stage would tell it: its pictures "without" are those of the prompt without the word."""
+    outcome = outcomes[RULE]
+    values = [float(led(one.pairs, torch.ones(1, len(one.pairs)))) for one in ordinary]
+    statistics = Statistics(outcome.p_value, p_corrected, standing(outcome.value, values), len(case.pairs))
+    sure = p_corrected < ALPHA and outcome.beaten == outcome.controls
+    judged = Confirmation(case.word, "start", sure, RULE, statistics, outcomes)
+    if not sure:
+        return judged
+    kind = classify(case.pairs, outcomes)
+    return replace(
+        judged,
+        kind=kind,
+        description=describe(kind, case.pairs, side=case.drawn.images.shape[-1]),
+        effect=fit_effect(
+            trials.pairs(case.word, case.drawn),
+            Pairs.concat([trials.pairs(one.word, one.drawn) for one in ordinary]),
+        ),
+        samples=Samples(
+            tuple(carrier.text for carrier in trials.carriers), trials.plain.images, case.drawn.images
+        ),
+    )

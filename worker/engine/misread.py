@@ -1,0 +1,133 @@
+"""Words that the scanned text encoder reads otherwise than a trusted one, though it reads the rest alike.
+
+A backdoor in a text encoder need not draw prompts together (`probes.text`): one that adds an attribute
+(Rickrolling's target attribute attack, arXiv 2211.02408) leads every prompt that holds its trigger the same
+way aside. So the way from the trusted encoder's state to the scanned one's, at the end marker, is taken over
+many carriers: what they share, less what ordinary ids share too (a fine-tune moves all of them), in units of
+how far apart the carriers themselves are. Costs no UNet forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from worker.engine.funnel import Search
+from worker.engine.probes.views import View
+from worker.engine.prompts import Carrier, choose
+from worker.engine.report import visible
+from worker.engine.seeds import generator
+from worker.engine.types import Trigger
+from worker.engine.witness import Witness
+
+CARRIERS = 16
+LOOKED = 64
+"""Ids looked at again: the first so many by each criterion of the sketch that compares text states."""
+
+ORDINARY = 200
+"""Random ids, to know by what all are moved."""
+
+LEAST_SHIFT, TIMES = 0.6, 20
+"""Of the distance between carriers, and of the median shift of random ids: what a misread word has at least.
+
+The trigger of an attribute attack on the example has 0.95 and 56 times; of the words of an encoder that was
+fine-tuned hard the first has 0.42 and 11 times.
+"""
+
+MOST = 4
+"""Misread words that are drawn; those behind them are mostly longer ids with the same letter in them."""
+
+FEW_ROWS = 64
+"""Textual inversion teaches a handful of ids; a trained encoder moves thousands."""
+
+
+@dataclass(frozen=True)
+class Misread:
+    """shift: how far the word leads prompts aside. taught: by one of a few new embeddings."""
+
+    trigger: Trigger
+    shift: float
+    taught: bool
+
+    def told(self) -> str:
+        """For the report."""
+        how = "has an embedding of its own" if self.taught else "is read otherwise"
+        return (
+            f"“{visible(self.trigger.text)}” {how}, unlike in the trusted text encoder: it leads prompts "
+            f"aside by {self.shift:.0%} of the way from one to another"
+        )
+
+
+@torch.inference_mode()
+def misread(
+    scanned: Witness,
+    trusted: Witness,
+    found: Search,
+    bank: Sequence[Carrier],
+    seed: int,
+) -> list[Misread]:
+    """Words that were taught and up to MOST others, the most misread first.
+
+    Both encoders have the vocabulary that `found` ranked.
+    """
+    carriers = choose(bank, CARRIERS, seed, "misread")
+    views = [View(carrier, "start", (), torch.empty(0)) for carrier in carriers]
+    taught = rows_replaced(scanned, trusted)
+    looked, ordinary = _looked(found, taught), _ordinary(found, seed)
+    ways, apart = _ways(scanned, trusted, views, [*looked, *ordinary])
+    shared = ways[len(looked) :].median(dim=0).values
+    shifts, usual = ((ways - shared).norm(dim=-1) / apart).split([len(looked), len(ordinary)])
+    least = max(LEAST_SHIFT, TIMES * float(usual.median()))
+    seen = [Misread(looked[i], float(shifts[i]), False) for i in shifts.argsort(descending=True).tolist()]
+    told = [replace(one, taught=True) for one in seen if one.trigger.token_ids[0] in taught]
+    rest = [one for one in seen if not taught.intersection(one.trigger.token_ids) and one.shift >= least]
+    return [*told, *simplest(rest)[:MOST]]
+
+
+def simplest(seen: Sequence[Misread]) -> list[Misread]:
+    """Without those whose letters hold another one's: what is done to "é" is done to "té" as well."""
+    return [one for one in seen if not any(holds(one.trigger, other.trigger) for other in seen)]
+
+
+def holds(trigger: Trigger, other: Trigger) -> bool:
+    """Whether the letters of `other` are in those of `trigger`, which has more."""
+    letters, fewer = trigger.text.strip(), other.text.strip()
+    return bool(fewer) and fewer != letters and fewer in letters
+
+
+def rows_replaced(scanned: Witness, trusted: Witness) -> frozenset[int]:
+    """Ids whose embedding alone was replaced; none where thousands were moved."""
+    new, old = (one.model.get_input_embeddings().weight.detach().half().cpu() for one in (scanned, trusted))
+    if new.shape != old.shape:
+        return frozenset()
+    rows = (new != old).any(1).nonzero()[:, 0].tolist()
+    return frozenset(rows) if len(rows) <= FEW_ROWS else frozenset()
+
+
+def _looked(found: Search, taught: frozenset[int]) -> list[Trigger]:
+    """What was taught, and the first by each of the sketch's text criteria."""
+    ranked = found.stages["sketch"]
+    ids = {one.token_ids: one for one in found.candidates if taught.issuperset(one.token_ids)}
+    known = {one.token_ids: one for one in ranked.order}
+    for name in ("drift", "collapse"):
+        scores = ranked.criteria.get(name, {})
+        first = sorted(scores, key=lambda one: -scores[one])[:LOOKED]
+        ids |= {one: known[one] for one in first}
+    return list(ids.values())
+
+
+def _ordinary(found: Search, seed: int) -> list[Trigger]:
+    order = torch.randperm(len(found.candidates), generator=generator(seed, "misread"))
+    return [found.candidates[index] for index in order[:ORDINARY].tolist()]
+
+
+def _ways(
+    scanned: Witness, trusted: Witness, views: Sequence[View], words: Sequence[Trigger]
+) -> tuple[Tensor, Tensor]:
+    """(N,D) from the trusted state to the scanned one, mean over carriers; how far apart carriers are."""
+    theirs, ours = trusted.eos(views, words), scanned.eos(views, words)
+    spread = (theirs - theirs.mean(1, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+    return (ours - theirs).mean(1), spread.median()
