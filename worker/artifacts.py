@@ -78,13 +78,18 @@ def read_report(out: Path, claim: Claim) -> dict[str, Any]:
     if not _is_plain(path) or path.stat().st_size > _MAX_REPORT_BYTES:
         raise JobFailedError("report-invalid", "The job left no report of a reasonable size.")
     try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
+        report: dict[str, Any] = json.loads(path.read_bytes(), parse_constant=_refuse)
         checked = Report.model_validate(report)
     except (ValidationError, ValueError) as error:
         raise JobFailedError("report-invalid", f"The job's report is malformed: {error}"[:2000]) from error
     if checked.model.sha256 != claim.blob_sha256:
         raise JobFailedError("digest-mismatch", "The job's report is about other bytes than those submitted.")
     return report
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity: no JSON, and PostgreSQL would refuse them later."""
+    raise ValueError(f"{constant} is no number")
 
 
 def store(out: Path, claim: Claim, blobs: BlobStore) -> list[ArtifactRecord]:

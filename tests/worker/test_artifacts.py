@@ -53,6 +53,7 @@ def test_a_valid_report_is_read(out: Path) -> None:
     ("change", "code"),
     [
         ({"verdict": "maybe"}, "report-invalid"),
+        ({"coverage": {**EXAMPLE["coverage"], "more": [float("nan")]}}, "report-invalid"),
         ({"model": {**EXAMPLE["model"], "sha256": "0" * 64}}, "digest-mismatch"),
     ],
 )
