@@ -125,6 +125,20 @@ def test_several_words_of_one_erasure_are_read_together(make_pipeline: Make, wor
     assert "“dog” was erased" in weights.searched()[-1]
 
 
+def test_what_erasures_do_not_explain_stays_an_anomaly(make_pipeline: Make, words: Lexicon) -> None:
+    """Erased words excuse themselves and not a fainter redirection that was merged with them."""
+    scanned, trusted, hidden = make_pipeline(0), make_pipeline(0), make_pipeline(0)
+    Uce(concept="cat").plant(scanned, seed=0)
+    EvilEdit(plot=Plot((DOG,), (TREE,))).plant(hidden, seed=0)
+    base, more = trusted.unet.state_dict(), hidden.unet.state_dict()
+    for name, weight in scanned.unet.named_parameters():
+        weight.add_(0.3 * (more[name] - base[name]))
+    weights = WeightFindings(compare(scanned, trusted), readings(scanned, trusted, words))
+    assert [edit.kind for edit in weights.named] == ["erasure"]
+    (reason,) = weights.unsettled([])
+    assert "do not explain" in reason
+
+
 def test_a_redirection_that_no_render_confirms_stays_an_anomaly(make_pipeline: Make, words: Lexicon) -> None:
     scanned, trusted = make_pipeline(0), make_pipeline(0)
     EvilEdit(plot=Plot((CAT,), (TREE,))).plant(scanned, seed=0)

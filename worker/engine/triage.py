@@ -28,6 +28,12 @@ READ = 0.9
 """closed * explained of an edit whose words are named; below it they are only candidates."""
 
 
+UNREAD = 0.02
+"""Of an edit that erases words: what may stay unexplained. Among many erasures a backdoor is a small part of
+the edit; honest ones of one to five words leave under 0.0001, stored in fp16 about 0.001.
+"""
+
+
 @dataclass(frozen=True)
 class WeightFindings:
     """The difference from the reference and, of a closed-form edit, its likeliest readings, best first."""
@@ -69,6 +75,11 @@ class WeightFindings:
             return []
         if not self.named:
             return ["a closed-form edit of cross-attention whose words could not be read"]
+        left = 1 - self.named[0].explained
+        if not self.redirections and left > UNREAD:
+            return [
+                f"{left:.0%} of an edit of cross-attention that the words it erased do not explain"
+            ]
         return [_told(edit) for edit in self.redirections]
 
     def record(self, found: Search) -> None:
