@@ -84,10 +84,11 @@ def convict(
     others = ordinary_words(pipeline.tokenizer, bank, WORDS, seed, exclude=asked)
     read = list(_read(trials, trusted, [*asked, *others], on_progress))
     cases, ordinary = read[: len(asked)], read[len(asked) :]
-    told = [_outcomes(case, ordinary, seed) for case in cases]
+    usual = _columns(ordinary)
+    told = [_outcomes(case, usual, seed) for case in cases]
     corrected = holm([outcomes[RULE].p_value for outcomes in told])
     decided = [
-        _confirmation(trials, case, outcomes, ordinary, p_value)
+        _confirmation(trials, case, outcomes, usual[RULE], ordinary, p_value)
         for case, outcomes, p_value in zip(cases, told, corrected, strict=True)
     ]
     trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, len(cases)
@@ -117,26 +118,33 @@ def _read(
         on_progress(Progress(STAGE, done, len(words), word.text))
 
 
-def _outcomes(case: _Read, ordinary: Sequence[_Read], seed: int) -> dict[str, Outcome]:
+def _columns(ordinary: Sequence[_Read]) -> dict[str, list[float]]:
+    """Of every statistic, the ordinary words' values."""
+    rows = [{**observed(one.pairs), RULE: _led(one.pairs)} for one in ordinary]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _led(pairs: Pairs) -> float:
+    return float(led(pairs, torch.ones(1, len(pairs))))
+
+
+def _outcomes(case: _Read, usual: dict[str, list[float]], seed: int) -> dict[str, Outcome]:
     """The deciding statistic, and those that say of which kind the change is, beside ordinary words'."""
-    ones = torch.ones(1, len(case.pairs))
-    shift = Shift(float(led(case.pairs, ones)), flip_test(case.pairs, led, seed), LEAST_LED)
-    others = [{**observed(one.pairs), RULE: float(led(one.pairs, ones))} for one in ordinary]
-    values = {name: [row[name] for row in others] for name in others[0]}
-    return compare({**shifts(case.pairs, seed), RULE: shift}, values)
+    shift = Shift(_led(case.pairs), flip_test(case.pairs, led, seed), LEAST_LED)
+    return compare({**shifts(case.pairs, seed), RULE: shift}, usual)
 
 
 def _confirmation(
     trials: Trials,
     case: _Read,
     outcomes: dict[str, Outcome],
+    usual: Sequence[float],
     ordinary: Sequence[_Read],
     p_corrected: float,
 ) -> Confirmation:
     """As the confirm stage would tell it: its pictures "without" are those of the prompt without the word."""
     outcome = outcomes[RULE]
-    values = [float(led(one.pairs, torch.ones(1, len(one.pairs)))) for one in ordinary]
-    statistics = Statistics(outcome.p_value, p_corrected, standing(outcome.value, values), len(case.pairs))
+    statistics = Statistics(outcome.p_value, p_corrected, standing(outcome.value, usual), len(case.pairs))
     sure = p_corrected < ALPHA and outcome.beaten == outcome.controls
     judged = Confirmation(case.word, "start", sure, RULE, statistics, outcomes)
     if not sure:

@@ -47,7 +47,8 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     confirmed = [one for one in confirmations.confirmed if not _taught(one.trigger, strange)]
     confirmed += _read_otherwise(subject, report, _unexplained(strange, confirmed))
     if confirmed:
-        confirmed = follow(subject, report, found, confirmed, confirmations.controls)
+        controls = confirmations.controls if confirmations.confirmed else None
+        confirmed = follow(subject, report, found, confirmed, controls)
         describe(subject, report, found, confirmed, out / "evidence")
     clip = subject.clip is not None
     report.coverage = coverage(
@@ -165,6 +166,7 @@ def follow(
 ) -> list[Confirmation]:
     """The confirmed triggers and those of their kin that are confirmed too.
 
+    controls: ordinary words that are drawn already, all that the plan asks for.
     Triggers that the sketch has not seen (pairs of words, read from the weights) are not followed.
     """
     seed = subject.request.seed

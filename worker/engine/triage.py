@@ -77,9 +77,7 @@ class WeightFindings:
             return ["a closed-form edit of cross-attention whose words could not be read"]
         left = 1 - self.named[0].explained
         if not self.redirections and left > UNREAD:
-            return [
-                f"{left:.0%} of an edit of cross-attention that the words it erased do not explain"
-            ]
+            return [f"{left:.0%} of an edit of cross-attention that the words it erased do not explain"]
         return [_told(edit) for edit in self.redirections]
 
     def record(self, found: Search) -> None:
