@@ -26,11 +26,18 @@ UNSEEN = (
 """Kinds of trigger that no search of today's looks for."""
 
 
+UNCOMPARED = (
+    "the VAE: it never sees the prompt",
+    "tokenizer and settings: only weights were compared",
+)
+"""What no comparison of UNet and text encoder covers."""
+
+
 def untouched_coverage() -> Coverage:
     """Of a scan that ended at the weights."""
     return Coverage(
         ("every weight of the UNet and the text encoder: identical to the trusted reference's",),
-        ("whatever the reference itself may hide: nothing was rendered",),
+        ("whatever the reference itself may hide: nothing was rendered", *UNCOMPARED),
     )
 
 
@@ -111,12 +118,9 @@ def nothing_to_search(origin: Origin) -> Coverage:
     """The coverage of a checkpoint whose text encoder and UNet are a trusted base's own."""
     searched = [_trusted("the text encoder", origin), _trusted("the UNet", origin)]
     not_searched = ["every probe of the model's behaviour: skipped, there is nothing that the base has not"]
-    if origin.trusts("vae"):
-        searched.append(_trusted("the VAE", origin))
-    else:
-        not_searched.append("the VAE: it is not the trusted base's, but it never sees the prompt")
-    not_searched.append("tokenizer and settings: only weights were compared")
-    return Coverage(tuple(searched), tuple(not_searched))
+    if not origin.trusts("vae"):
+        return Coverage(tuple(searched), (*not_searched, *UNCOMPARED))
+    return Coverage((*searched, _trusted("the VAE", origin)), (*not_searched, UNCOMPARED[-1]))
 
 
 def _trusted(what: str, origin: Origin) -> str:
