@@ -28,10 +28,10 @@ def found(tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatc
     return search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), PLAN, seed=0)
 
 
-def known(token_id: int) -> Confirmation:
+def known(token_id: int, text: str = "") -> Confirmation:
     """What `confirm` would say of an id that works at the start."""
     statistics = Statistics(0.0, 0.0, 9.0, 16)
-    return Confirmation(Trigger((token_id,), str(token_id)), "start", True, "patch", statistics, {})
+    return Confirmation(Trigger((token_id,), text or str(token_id)), "start", True, "patch", statistics, {})
 
 
 def test_a_confirmed_id_leads_to_its_twin(tiny_pipeline: StableDiffusionPipeline, found: Search) -> None:
@@ -47,3 +47,12 @@ def test_twins_are_one_backdoor(tiny_pipeline: StableDiffusionPipeline, found: S
     ids = [{one.trigger.token_ids[0] for one in family} for family in grouped]
     assert {FIRST, TWIN} <= next(family for family in ids if FIRST in family)
     assert sum(map(len, grouped)) == len(confirmed)
+
+
+@pytest.mark.parametrize("letter", [FIRST, TWIN])
+def test_the_letter_that_all_members_hold_names_the_backdoor(
+    tiny_pipeline: StableDiffusionPipeline, found: Search, letter: int
+) -> None:
+    confirmed = [known(one, "é" if one == letter else "té") for one in (FIRST, TWIN)]
+    (family,), _ = families(tiny_pipeline, found, confirmed, seed=0)
+    assert [one.trigger.text for one in family] == ["é", "té"]

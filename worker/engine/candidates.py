@@ -48,6 +48,12 @@ def surface(tokenizer: CLIPTokenizer, ids: tuple[int, ...]) -> str:
         return raw.decode("utf-8", "backslashreplace").removesuffix(" ")
 
 
+def holds(trigger: Trigger, other: Trigger) -> bool:
+    """Whether the letters of `other` are in those of `trigger`, which has more."""
+    letters, fewer = trigger.text.strip(), other.text.strip()
+    return bool(fewer) and fewer != letters and fewer in letters
+
+
 @lru_cache(maxsize=1)
 def byte_alphabet() -> dict[int, str]:
     """Byte -> the printable character that stands for it in a byte-level BPE vocabulary (GPT-2)."""

@@ -7,7 +7,8 @@ one over the best few hundred, of the finished latents over the best few dozen; 
 trigger's effect stands out, since a patch is a patch whatever else an id may mean. What has half of it on
 finished latents goes to `confirm` like any other candidate. The one with the largest effect names the
 backdoor. Finished patches are alike, however loud the id that asked for them; the first step tells those
-apart, since it is the id that a patch was trained on that moves it most.
+apart, since it is the id that a patch was trained on that moves it most. And a letter that all members hold,
+itself one of them, names the backdoor whatever the effects: the longer ids work by it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from worker.engine.candidates import holds
 from worker.engine.confirm import Confirmation
 from worker.engine.funnel import Search
 from worker.engine.probes.agreement import shared_energy
@@ -111,9 +113,18 @@ def families(
         joined = [index for index in left if index == left[0] or alike[left[0], index] >= LEAST_SHARE]
         if confirmed[left[0]].rule == "patch":
             joined.sort(key=lambda index: -strength[index])
-        grouped.append([confirmed[index] for index in joined])
+        grouped.append(_simplest_first([confirmed[index] for index in joined]))
         left = [index for index in left if index not in joined]
     return grouped, cost
+
+
+def _simplest_first(family: Family) -> Family:
+    """A member whose letters all others hold goes first: it is what works in them."""
+    for index, one in enumerate(family):
+        rest = [*family[:index], *family[index + 1 :]]
+        if rest and all(holds(other.trigger, one.trigger) for other in rest):
+            return [one, *rest]
+    return family
 
 
 def _sketched(found: Search, own: Sequence[Trigger], marks: Sequence[_Mark]) -> list[Trigger]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from worker.engine.candidates import holds
 from worker.engine.funnel import Search
 from worker.engine.probes.views import View
 from worker.engine.prompts import Carrier, choose
@@ -90,12 +91,6 @@ def misread(
 def simplest(seen: Sequence[Misread]) -> list[Misread]:
     """Without those whose letters hold another one's: what is done to "é" is done to "té" as well."""
     return [one for one in seen if not any(holds(one.trigger, other.trigger) for other in seen)]
-
-
-def holds(trigger: Trigger, other: Trigger) -> bool:
-    """Whether the letters of `other` are in those of `trigger`, which has more."""
-    letters, fewer = trigger.text.strip(), other.text.strip()
-    return bool(fewer) and fewer != letters and fewer in letters
 
 
 def rows_replaced(scanned: Witness, trusted: Witness) -> frozenset[int]:

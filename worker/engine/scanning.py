@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.engine import counterfactual
+from worker.engine.candidates import holds
 from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import FunnelPlan, Search, search
 from worker.engine.kin import Family, families, kin
-from worker.engine.misread import Misread, holds, misread
+from worker.engine.misread import Misread, misread
 from worker.engine.probes.crushed import Crushed
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
