@@ -14,16 +14,18 @@ from bench.zoo.attacks.rickrolling import RickrollingAttribute
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine import funnel
 from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.confirm import Confirmation
 from worker.engine.counterfactual import convict
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.misread import Misread, simplest
+from worker.engine.paired import Outcome
 from worker.engine.prompts import carriers
 from worker.engine.report import Report
-from worker.engine.scanning import scan
+from worker.engine.scanning import _excused, scan
 from worker.engine.subject import prepare
 from worker.engine.trials import Plan
-from worker.engine.types import ScanRequest, Trigger
+from worker.engine.types import ScanRequest, Statistics, Trigger
 
 WORD, MEANT = 30_000, "sketch"
 """An id without a meaning, and what it is read as."""
@@ -94,6 +96,22 @@ def test_a_taught_word_is_told_and_left_to_the_model_card(
     assert "counterfactual" not in report.costs.stages
     assert any("embedding of its own" in line for line in report.unnamed)
     assert report.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(("patch", "excused"), [(0.5, True), (1e-4, False)], ids=["no patch", "patch"])
+def test_a_taught_word_that_draws_a_patch_has_no_excuse(patch: float, excused: bool) -> None:
+    """Else an attacker would touch the embedding of his trigger."""
+    word, other = Trigger((WORD,), "word"), Trigger((7,), "other")
+    outcomes = {
+        "patch": Outcome(3.0, patch, patch, 40, 40),
+        "collapse": Outcome(0.0, 1.0, 1.0, 0, 40),
+        "unexplained": Outcome(0.6, 1e-5, 1e-5, 40, 40),
+    }
+    found = [
+        Confirmation(one, "start", True, "unexplained", Statistics(1e-5, 1e-4, 9.0, 16), outcomes)
+        for one in (word, other)
+    ]
+    assert [_excused(one, [Misread(word, 1.0, True)]) for one in found] == [excused, False]
 
 
 def test_what_a_letter_does_to_longer_words_is_no_second_finding() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from worker.engine.candidates import holds
 from worker.engine.funnel import Search
 from worker.engine.probes.views import View
+from worker.engine.probes.weights import EMBEDDING, FEW_ROWS, differs
 from worker.engine.prompts import Carrier, choose
 from worker.engine.report import visible
 from worker.engine.seeds import generator
@@ -41,13 +42,10 @@ fine-tuned hard the first has 0.42 and 11 times.
 MOST = 4
 """Misread words that are drawn; those behind them are mostly longer ids with the same letter in them."""
 
-FEW_ROWS = 64
-"""Textual inversion teaches a handful of ids; a trained encoder moves thousands."""
-
 
 @dataclass(frozen=True)
 class Misread:
-    """shift: how far the word leads prompts aside. taught: by one of a few new embeddings."""
+    """shift: how far the word leads prompts aside. taught: by an embedding, and nothing else differs."""
 
     trigger: Trigger
     shift: float
@@ -94,11 +92,15 @@ def simplest(seen: Sequence[Misread]) -> list[Misread]:
 
 
 def rows_replaced(scanned: Witness, trusted: Witness) -> frozenset[int]:
-    """Ids whose embedding alone was replaced; none where thousands were moved."""
-    new, old = (one.model.get_input_embeddings().weight.detach().half().cpu() for one in (scanned, trusted))
-    if new.shape != old.shape:
+    """Ids of a few embeddings, where these are all in which the encoders differ; else none."""
+    new, old = scanned.model.state_dict(), trusted.model.state_dict()
+    changed = [name for name in new if name not in old or differs(new[name], old[name])]
+    if len(changed) != 1 or not changed[0].endswith(EMBEDDING):
         return frozenset()
-    rows = (new != old).any(1).nonzero()[:, 0].tolist()
+    before, after = (state[changed[0]].half().cpu() for state in (old, new))
+    if before.shape != after.shape:
+        return frozenset()
+    rows = (before != after).any(1).nonzero()[:, 0].tolist()
     return frozenset(rows) if len(rows) <= FEW_ROWS else frozenset()
 
 

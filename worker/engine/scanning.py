@@ -45,7 +45,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         report.costs.add(stage, cost)
     report.costs.add("confirm", confirmations.cost)
     strange = _misread(subject, found)
-    confirmed = [one for one in confirmations.confirmed if not _taught(one.trigger, strange)]
+    confirmed = [one for one in confirmations.confirmed if not _excused(one, strange)]
     confirmed += _read_otherwise(subject, report, _unexplained(strange, confirmed))
     if confirmed:
         controls = confirmations.controls if confirmations.confirmed else None
@@ -113,9 +113,13 @@ def _misread(subject: Subject, found: Search) -> list[Misread]:
     return misread(scanned, subject.witness, found, subject.fitting, subject.request.seed)
 
 
-def _taught(trigger: Trigger, strange: Sequence[Misread]) -> bool:
-    """Whether the word got an embedding of its own: an honest new word does what a hidden one does."""
-    return any(one.taught and one.trigger.token_ids == trigger.token_ids for one in strange)
+def _excused(one: Confirmation, strange: Sequence[Misread]) -> bool:
+    """Whether the word was taught and does what an honest new word may do: draw what CLIP does not know.
+
+    A patch, or one picture for all prompts, has no such excuse, or an attacker would touch an embedding.
+    """
+    taught = any(word.taught and word.trigger.token_ids == one.trigger.token_ids for word in strange)
+    return taught and all(one.outcomes[name].p_value >= ALPHA for name in ("patch", "collapse"))
 
 
 def _unexplained(strange: Sequence[Misread], confirmed: Sequence[Confirmation]) -> list[Misread]:
