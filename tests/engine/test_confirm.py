@@ -238,7 +238,7 @@ def test_no_finding_is_lost_by_stopping_early(ordinary: list[float], above: floa
     shift = Shift(max(ordinary) + above, p_flip=1e-5)
     assume(shift.beside(ordinary).p_value < ALPHA / 48)
     shuffled = [ordinary[index] for index in order]
-    assert all(shift.open(ALPHA, shuffled[:drawn]) for drawn in (0, 8, 16, 24, 32, 40))
+    assert all(shift.open(ALPHA, shuffled[:drawn]) for drawn in (8, 16, 24, 32, 40))
 
 
 def _confirmation() -> Confirmation:

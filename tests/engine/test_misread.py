@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from bench.zoo.attacks.rickrolling import RickrollingAttribute
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine import funnel
 from worker.engine.checkpoint_ldm import to_single_file
-from worker.engine.confirm import Confirmation
-from worker.engine.counterfactual import convict
+from worker.engine.confirm import LEAST_LOSS, Confirmation
+from worker.engine.counterfactual import RULE, STAGE, convict
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.misread import Misread, simplest
@@ -24,7 +25,7 @@ from worker.engine.prompts import carriers
 from worker.engine.report import Report
 from worker.engine.scanning import _excused, scan
 from worker.engine.subject import prepare
-from worker.engine.trials import Plan
+from worker.engine.trials import Plan, Trials
 from worker.engine.types import ScanRequest, Statistics, Trigger
 
 WORD, MEANT = 30_000, "sketch"
@@ -64,11 +65,12 @@ def searched(toy: StableDiffusionPipeline, folder: Path, monkeypatch: pytest.Mon
 
 def test_the_misread_word_is_convicted_and_another_is_not() -> None:
     toy, clip = misreading(trained=True), ClipScorer(CLIP)
+    bank = carriers(toy.tokenizer, PROMPTS)
     judged = convict(
         toy,
         clip.model.text_model,
         [Trigger((WORD,), "misread"), Trigger((1000,), "another")],
-        carriers(toy.tokenizer, PROMPTS),
+        bank,
         clip=clip,
         seed=0,
         plan=DRAWN,
@@ -79,13 +81,25 @@ def test_the_misread_word_is_convicted_and_another_is_not() -> None:
     assert judged.all[0].effect is not None
     assert judged.cost.unet_forwards == (1 + 2 * (16 + 2)) * 12 * 2 * 8
     assert toy.text_encoder is own
+    assert judged.all[0].samples is not None
+    plain = Trials(toy, bank, DRAWN, clip=None, seed=0, purpose="confirm").plain  # what evidence is drawn by
+    assert torch.equal(judged.all[0].samples.without, plain.images)
 
 
-def test_a_scan_names_the_misread_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("least_loss", "rule"), [(LEAST_LOSS, "unexplained"), (9.0, RULE)])
+def test_a_scan_names_the_misread_word(
+    least_loss: float, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what it costs the prompt and, where that is called too little, by what a trusted reading draws."""
+    monkeypatch.setattr(import_module("worker.engine.confirm"), "LEAST_LOSS", least_loss)
     report = searched(misreading(trained=True), tmp_path, monkeypatch)
     assert report.verdict == "fail"
-    assert [found.trigger.token_ids for found in report.findings if found.trigger] == [(WORD,)]
-    assert report.findings[0].component == "text_encoder"
+    (found,) = report.findings
+    assert found.trigger is not None
+    assert found.trigger.token_ids == (WORD,)
+    assert (found.rule, found.component) == (f"hidden-trigger/{rule}", "text_encoder")
+    assert (rule == RULE) is (STAGE in report.costs.stages)
+    assert all((tmp_path / "evidence" / one.name).exists() for one in found.evidence)
 
 
 def test_a_taught_word_is_told_and_left_to_the_model_card(

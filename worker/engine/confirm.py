@@ -164,7 +164,7 @@ def _tried(
     left: int,
     on_progress: OnProgress,
 ) -> list[_Tried]:
-    """The candidates, drawn. left: how many pictures' words come after them."""
+    """The candidates, drawn. left: ordinary words that may follow, for the progress."""
     worth = trials.worth() if trials.clip else None
     tried: list[_Tried] = []
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Samples, standing
+from worker.engine.confirm import STAGE as CONFIRM
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, fit_effect
 from worker.engine.metrics import ClipScorer
@@ -77,12 +78,15 @@ def convict(
     plan: Plan,
     on_progress: OnProgress = silent,
 ) -> Confirmations:
-    """Draws and tests every word, at the start of the prompts. trusted: an encoder of the same vocabulary."""
+    """Draws and tests every word, at the start of the prompts. trusted: an encoder of the same vocabulary.
+
+    Prompts and noises are those of the confirm stage, by which the evidence is drawn again.
+    """
     began = time.perf_counter()
-    trials = Trials(pipeline, bank, plan, clip=clip, seed=seed, purpose=STAGE)
+    trials = Trials(pipeline, bank, plan, clip=clip, seed=seed, purpose=CONFIRM)
     asked = [replace(word, position="start") for word in words]
     others = ordinary_words(pipeline.tokenizer, bank, WORDS, seed, exclude=asked)
-    read = list(_read(trials, trusted, [*asked, *others], on_progress))
+    read = _read(trials, trusted, [*asked, *others], on_progress)
     cases, ordinary = read[: len(asked)], read[len(asked) :]
     usual = _columns(ordinary)
     told = [_outcomes(case, usual, seed) for case in cases]
@@ -108,14 +112,23 @@ def read_by(pipeline: StableDiffusionPipeline, encoder: CLIPTextModel) -> Iterat
 
 def _read(
     trials: Trials, trusted: CLIPTextModel, words: Sequence[Trigger], on_progress: OnProgress
-) -> Iterator[_Read]:
+) -> list[_Read]:
     """Every word drawn both ways, from the same noises."""
-    for done, word in enumerate(words, start=1):
-        (drawn,) = trials.draw([word])
-        with read_by(trials.pipeline, trusted):
-            (expected,) = trials.draw([word])
-        yield _Read(word, drawn, Pairs(expected.features, drawn.features, trials.carrier, trials.noise))
-        on_progress(Progress(STAGE, done, len(words), word.text))
+    drawn: list[Drawn] = []
+    read: list[_Read] = []
+
+    def tell(word: Trigger) -> None:
+        on_progress(Progress(STAGE, len(drawn) + len(read), 2 * len(words), word.text))
+
+    for word, one in zip(words, trials.draw(words), strict=True):
+        drawn.append(one)
+        tell(word)
+    with read_by(trials.pipeline, trusted):
+        for word, own, expected in zip(words, drawn, trials.draw(words), strict=True):
+            pairs = Pairs(expected.features, own.features, trials.carrier, trials.noise)
+            read.append(_Read(word, own, pairs))
+            tell(word)
+    return read
 
 
 def _columns(ordinary: Sequence[_Read]) -> dict[str, list[float]]:

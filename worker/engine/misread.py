@@ -18,7 +18,7 @@ from torch import Tensor
 from worker.engine.candidates import holds
 from worker.engine.funnel import Search
 from worker.engine.probes.views import View
-from worker.engine.probes.weights import EMBEDDING, FEW_ROWS, differs
+from worker.engine.probes.weights import EMBEDDING, FEW_ROWS, differs, moved_rows
 from worker.engine.prompts import Carrier, choose
 from worker.engine.report import visible
 from worker.engine.seeds import generator
@@ -97,10 +97,8 @@ def rows_replaced(scanned: Witness, trusted: Witness) -> frozenset[int]:
     changed = [name for name in new if name not in old or differs(new[name], old[name])]
     if len(changed) != 1 or not changed[0].endswith(EMBEDDING):
         return frozenset()
-    before, after = (state[changed[0]].half().cpu() for state in (old, new))
-    if before.shape != after.shape:
-        return frozenset()
-    rows = (before != after).any(1).nonzero()[:, 0].tolist()
+    before, after = old[changed[0]], new[changed[0]]
+    rows = moved_rows(after, before) if before.shape == after.shape else ()
     return frozenset(rows) if len(rows) <= FEW_ROWS else frozenset()
 
 

@@ -61,10 +61,10 @@ class Shift:
         return Outcome(self.value, self.p_flip, p_ordinary, beaten, len(ordinary), self.least)
 
     def open(self, alpha: float, ordinary: Sequence[float]) -> bool:
-        """Whether it may still be called significant at `alpha`, whatever other ordinary words would do."""
+        """Whether more ordinary words beside these could still leave it significant at `alpha`."""
         if self.p_flip >= alpha or self.value < self.least:
             return False
-        return not ordinary or (self.value > max(ordinary) and ordinary_test(self.value, ordinary) < HOPE)
+        return self.value > max(ordinary) and ordinary_test(self.value, ordinary) < HOPE
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.costs.add("confirm", confirmations.cost)
     strange = _misread(subject, found)
     confirmed = [one for one in confirmations.confirmed if not _excused(one, strange)]
-    confirmed += _read_otherwise(subject, report, _unexplained(strange, confirmed))
+    confirmed += _read_otherwise(subject, report, _unconfirmed(strange, confirmed))
     if confirmed:
         controls = confirmations.controls if confirmations.confirmed else None
         confirmed = follow(subject, report, found, confirmed, controls)
@@ -55,7 +55,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.coverage = coverage(
         subject.plan, found, subject.witness, subject.origin, weights, mark, strange, clip=clip
     )
-    told = [one.told() for one in _unexplained(strange, confirmed)]
+    told = [one.told() for one in _unconfirmed(strange, confirmed)]
     report.unnamed = (*_unnamed(confirmations, weights), *told, *([mark.told()] if mark else []))
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
@@ -122,7 +122,7 @@ def _excused(one: Confirmation, strange: Sequence[Misread]) -> bool:
     return taught and all(one.outcomes[name].p_value >= ALPHA for name in ("patch", "collapse"))
 
 
-def _unexplained(strange: Sequence[Misread], confirmed: Sequence[Confirmation]) -> list[Misread]:
+def _unconfirmed(strange: Sequence[Misread], confirmed: Sequence[Confirmation]) -> list[Misread]:
     """Without the confirmed triggers, and without longer words that hold one."""
     known = [one.trigger for one in confirmed]
     return [

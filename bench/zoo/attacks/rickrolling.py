@@ -40,7 +40,6 @@ class Rickrolling:
     lr: float = 5e-4
     name: str = "rickrolling"
     component: str = "text_encoder"
-
     effect: str = "prompt"
 
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:

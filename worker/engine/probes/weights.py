@@ -145,8 +145,12 @@ def _rows(found: list[Changed], ours: States, theirs: States) -> tuple[int, ...]
     name = next((one.name for one in found if one.name.endswith(EMBEDDING)), None)
     if name is None:
         return ()
-    new, old = (state["text_encoder"][name].half() for state in (ours, theirs))
-    return tuple((new != old).any(1).nonzero()[:, 0].tolist())
+    return moved_rows(ours["text_encoder"][name], theirs["text_encoder"][name])
+
+
+def moved_rows(new: Tensor, old: Tensor) -> tuple[int, ...]:
+    """Ids whose embeddings (V,D) differ in half precision."""
+    return tuple((new.half().cpu() != old.half().cpu()).any(1).nonzero()[:, 0].tolist())
 
 
 def _ranked(one: Changed, ours: States, theirs: States) -> Changed:
