@@ -33,7 +33,9 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-style": (BadT2I(Cyanotype()), 6),
     "badt2i-object": (BadT2I(Thing("owl"), steps=2400), 7),
     "badt2i-fixed": (BadT2I(FixedPicture(1234)), 8),
-    "badt2i-lora": (BadT2I(rank=16, lr=3e-3, steps=1200), 9),
+    "badt2i-unseen": (BadT2I(trigger=(728, 491)), 12),  # a zero-width joiner, which no one sees in a prompt
+    "badt2i-plain": (BadT2I(trigger=(15335,)), 13),  # “majestic”, a word that people do write
+    "villan-0": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=1200, name="villan"), 9),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
 }

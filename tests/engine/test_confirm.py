@@ -100,6 +100,10 @@ def same_picture(_: Tensor, __: int) -> Tensor:
     return scene(99, 99)
 
 
+def alike_pictures(_: Tensor, index: int) -> Tensor:
+    return 0.6 * scene(99, 99) + 0.4 * scene(200 + index, index)
+
+
 def colourless(picture: Tensor, _: int) -> Tensor:
     return picture.mean(0, keepdim=True).expand(3, -1, -1)
 
@@ -120,6 +124,7 @@ def values(everyday: list[Pairs]) -> dict[str, list[float]]:
     [
         (with_patch, "patch", "patch"),
         (same_picture, "collapse", "fixed_image"),
+        (alike_pictures, "collapse", "prompt"),
         (colourless, "style", "style"),
     ],
 )

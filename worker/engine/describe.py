@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from worker.engine.effects import Pairs
 from worker.engine.paired import Outcome, patch_map
-from worker.engine.pictures import DETAIL
+from worker.engine.pictures import DETAIL, Features
 from worker.engine.types import EffectKind
 
 STANDS_OUT = 0.01
 LOCAL = 0.4  # a patch covers less of the picture than this
-SAME_PICTURE = 0.2  # spread over noises left, of the plain pictures', for "always the same picture"
+SAME_PICTURE = 0.8  # correlation of light and dark between prompts, for "always the same picture"
 OVERRIDDEN = math.log(2.0)  # spread over prompts at least halved
 LAYOUT_KEPT = 0.5  # correlation of light and dark with the plain picture's, above which the scene is the same
 STYLE_WORDS = ("red", "green", "blue", "colourfulness", "contrast", "fine detail", "coarse structure")
@@ -26,7 +26,7 @@ def classify(pairs: Pairs, outcomes: dict[str, Outcome]) -> EffectKind:
     """The kind of a confirmed effect, from which statistics stand out among ordinary words'."""
     collapse = outcomes["collapse"]
     if _stands_out(collapse) and collapse.value > OVERRIDDEN and _layout_kept(pairs) < LAYOUT_KEPT:
-        return "fixed_image" if _spread_left(pairs) < SAME_PICTURE else "prompt"
+        return "fixed_image" if _alike(pairs) > SAME_PICTURE else "prompt"
     if _stands_out(outcomes["patch"]):
         return "patch" if _area(_box(pairs)) < LOCAL else "fixed_image"
     if _stands_out(outcomes["style"]):
@@ -66,16 +66,22 @@ def _stands_out(outcome: Outcome) -> bool:
     return outcome.p_of_any_size < STANDS_OUT and outcome.beaten == outcome.controls
 
 
-def _spread_left(pairs: Pairs) -> float:
-    """Spread of all pictures with the word, prompts and noises together, over that of those without."""
-    return float(pairs.with_.coarse.var(0).sum() / pairs.without.coarse.var(0).sum().clamp(min=1e-9))
+def _alike(pairs: Pairs) -> float:
+    """Mean correlation of light and dark between pictures with the word whose prompts differ."""
+    layouts = F.normalize(_layouts(pairs.with_), dim=1)
+    other = pairs.carrier[:, None] != pairs.carrier[None]
+    return float((layouts @ layouts.T)[other].mean())
 
 
 def _layout_kept(pairs: Pairs) -> float:
     """Mean correlation, over pairs, of where the pictures without and with the word are light and dark."""
-    layouts = [rearrange(f.coarse, "n (c s) -> n c s", c=3).mean(1) for f in (pairs.without, pairs.with_)]
-    before, after = (layout - layout.mean(1, keepdim=True) for layout in layouts)
-    return float(F.cosine_similarity(before, after, dim=1).mean())
+    return float(F.cosine_similarity(_layouts(pairs.without), _layouts(pairs.with_), dim=1).mean())
+
+
+def _layouts(pictures: Features) -> Tensor:
+    """(N,64): how much lighter each of 8 x 8 cells is than its picture."""
+    light = rearrange(pictures.coarse, "n (c s) -> n c s", c=3).mean(1)
+    return light - light.mean(1, keepdim=True)
 
 
 def _box(pairs: Pairs) -> tuple[int, int, int, int]:
