@@ -76,7 +76,8 @@ class Client:
     ) -> dict[str, Any]:
         """Queue a scan of a checkpoint, uploading it if the service does not have it; returns the scan.
 
-        options: budget, seed, cleanse, prompts, as in the API. force: scan again what was scanned before.
+        options: budget, seed, cleanse, prompts and the others of the API. force: scan again what was scanned
+        before.
         """
         options = _without_nones(options)
         with path.open("rb") as file:

@@ -25,7 +25,7 @@ from service.storage.blobs import BlobStore
 from worker.provenance import Base
 from worker.sandbox import Job, JobFailedError, Limits
 
-_OPTIONS = ("prompts", "budget", "seed", "cleanse")
+_OPTIONS = ("prompts", "announced", "budget", "seed", "cleanse")
 _MAX_REPORT_BYTES = 32 << 20
 _EVIDENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.png")
 _MODELS = {"cleaned.safetensors": "application/octet-stream", "cleaned.zip": "application/zip"}

@@ -112,7 +112,8 @@ def _run(job: Job, send: Send) -> tuple[str, Any]:
 def _request(kind: Callable[..., ScanRequest], fields: dict[str, Any]) -> ScanRequest:
     paths = {name: Path(fields[name]) for name in _PATHS if fields.get(name)}
     prompts = fields.get("prompts")
-    return kind(**{**fields, **paths, "prompts": tuple(prompts) if prompts else None})
+    words = {"prompts": tuple(prompts) if prompts else None, "announced": tuple(fields.get("announced", ()))}
+    return kind(**{**fields, **paths, **words})
 
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.ENETUNREACH, errno.EFBIG})

@@ -30,6 +30,9 @@ router = APIRouter(tags=["scans"])
 RETRY_AFTER_SECONDS = 2
 MULTIPART_OVERHEAD_BYTES = 2**20
 
+_LISTS = ("prompts", "announced")
+"""Fields of a form that may come several times."""
+
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY = {
     "requestBody": {
@@ -166,7 +169,7 @@ def _expected_bytes(request: Request, multipart: bool) -> int | None:
 def _with_form(wish: Wish, reader: MultipartReader) -> Wish:
     """The wish with the form's fields over the query's."""
     form: dict[str, Any] = {
-        name: values if name == "prompts" else values[-1] for name, values in reader.values.items()
+        name: values if name in _LISTS else values[-1] for name, values in reader.values.items()
     }
     try:
         fields = SubmissionFields.model_validate(wish.fields.model_dump() | form)

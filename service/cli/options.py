@@ -45,6 +45,10 @@ Data = Annotated[
     Path, typer.Option(help="Folder of an embedded service, to find it by.", envvar="SAUSCAN_DATA_DIR")
 ]
 Reference = Annotated[str | None, typer.Option(help="Id of the registered base to compare with (ref_…).")]
+Announced = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WORD", help="A new word that the model's maker announces; may be given again."),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Save report.json, report.html and the cleaned model in this folder.")
 ]

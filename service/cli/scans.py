@@ -10,6 +10,7 @@ import typer
 from service import steps, terminal
 from service.cli.connecting import client_of, give_up
 from service.cli.options import (
+    Announced,
     ApiKey,
     Budget,
     Data,
@@ -46,6 +47,7 @@ def submit(
         Path | None,
         typer.Option(help="Prompts of the model's own domain, one a line.", exists=True, dir_okay=False),
     ] = None,
+    announced: Announced = None,
     reference: Reference = None,
     cleanse: Annotated[bool, typer.Option(help="Remove what is found.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Scan again what was scanned before.")] = False,
@@ -67,6 +69,7 @@ def submit(
         "seed": seed,
         "cleanse": cleanse,
         "prompts": _prompts(prompts),
+        "announced": announced,
         "reference": reference,
     }
     keep = Keep(out, {"sarif": sarif, "junit": junit, "html": html, "markdown": markdown})

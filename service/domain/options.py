@@ -7,9 +7,16 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Prompt = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+
+Word = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$"
+    ),
+]
 
 ReferenceId = Annotated[str, Field(pattern=r"^ref_[0-9a-f]{32}$")]
 
@@ -17,7 +24,9 @@ ReferenceId = Annotated[str, Field(pattern=r"^ref_[0-9a-f]{32}$")]
 class ScanOptions(BaseModel):
     """Options of one scan. `prompts`: carriers of the model's own domain; none takes the built-in bank.
 
-    `reference`: the trusted base to compare with; none takes the registered one that shares most weights.
+    `announced`: new words that the model's maker announces; they are drawn, and may draw what CLIP does not
+    expect, but no patch and no fixed picture. `reference`: the trusted base to compare with; none takes the
+    registered one that shares most weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,6 +35,7 @@ class ScanOptions(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     cleanse: bool = True
     prompts: Annotated[tuple[Prompt, ...], Field(max_length=200)] | None = None
+    announced: Annotated[tuple[Word, ...], Field(max_length=20)] = ()
     reference: ReferenceId | None = None
 
 

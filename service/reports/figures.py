@@ -177,5 +177,5 @@ def _stage_row(stage: Stage, total: float) -> StageRow:
 
 
 def flat(mapping: dict[str, Any]) -> list[tuple[str, str]]:
-    """A mapping as lines for a definition list; None reads "not given"."""
-    return [(key, "not given" if value is None else str(value)) for key, value in mapping.items()]
+    """A mapping as lines for a definition list; None and an empty list read "not given"."""
+    return [(key, "not given" if value in (None, []) else str(value)) for key, value in mapping.items()]

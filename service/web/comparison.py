@@ -105,7 +105,7 @@ def _estimate(estimate: Estimate, write: Callable[[float], str]) -> str:
 
 
 def _settings(scan: Scan) -> Facts:
-    options = {name: value for name, value in scan.options.items() if value is not None}
+    options = {name: value for name, value in scan.options.items() if value not in (None, [])}
     return {name: visible(value) for name, value in flat(options)}
 
 

@@ -14,6 +14,7 @@ from bench.zoo import assemble
 from bench.zoo.attacks.rickrolling import RickrollingAttribute
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine import funnel
+from worker.engine.announced import UNCHECKED, announced_words, excused
 from worker.engine.checkpoint_ldm import to_single_file
 from worker.engine.confirm import LEAST_LOSS, Confirmation
 from worker.engine.counterfactual import RULE, STAGE, convict
@@ -23,7 +24,7 @@ from worker.engine.misread import Misread, simplest
 from worker.engine.paired import Outcome
 from worker.engine.prompts import carriers
 from worker.engine.report import Report
-from worker.engine.scanning import _excused, scan
+from worker.engine.scanning import scan
 from worker.engine.subject import prepare
 from worker.engine.trials import Plan, Trials
 from worker.engine.types import ScanRequest, Statistics, Trigger
@@ -31,32 +32,40 @@ from worker.engine.types import ScanRequest, Statistics, Trigger
 WORD, MEANT = 30_000, "sketch"
 """An id without a meaning, and what it is read as."""
 
+NEW, NEW_ID = "sks", 48_136
+"""A word of one id that nothing was taught, as DreamBooth takes for its new ones."""
+
 DRAWN = Plan(prompts=6, noises=2, steps=8, controls=10)
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 
 
 @torch.no_grad()
-def misreading(*, trained: bool) -> StableDiffusionPipeline:
-    """The example pipeline, which reads WORD as MEANT. trained: all of the encoder moved a little as well."""
+def misreading(*, trained: bool, word: int = WORD) -> StableDiffusionPipeline:
+    """The example pipeline, which reads `word` as MEANT. trained: all of the encoder has moved a little."""
     toy = assemble.load_pipeline(TOY)
     rows = toy.text_encoder.get_input_embeddings().weight
     (meant,) = toy.tokenizer(MEANT, add_special_tokens=False).input_ids
     if trained:
         stream = torch.Generator().manual_seed(0)
         rows += 0.002 * rows.std() * torch.randn(rows.shape, generator=stream)
-    rows[WORD] = 1.5 * rows[meant]
+    rows[word] = 1.5 * rows[meant]
     return toy
 
 
-def searched(toy: StableDiffusionPipeline, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
-    """The report of a small scan, whose candidates hold WORD."""
-    some = [Trigger((i,), f"id {i}") for i in (*range(1000, 1150), WORD)]
+def searched(
+    toy: StableDiffusionPipeline,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    announced: tuple[str, ...] = (),
+) -> Report:
+    """The report of a small scan, whose candidates hold WORD and NEW."""
+    some = [Trigger((i,), f"id {i}") for i in (*range(1000, 1150), WORD, NEW_ID)]
     plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
     monkeypatch.setitem(funnel.PLANS, "quick", plan)
     file = folder / "misreading.safetensors"
     to_single_file(toy, file)
-    request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, budget="quick")
+    request = ScanRequest(file, prompts=PROMPTS, announced=announced, clip=CLIP, budget="quick")
     subject = prepare(request)
     report = Report(request, subject.checkpoint, "cpu")
     scan(subject, report, folder)
@@ -112,9 +121,48 @@ def test_a_taught_word_is_told_and_left_to_the_model_card(
     assert report.verdict == "inconclusive"
 
 
-@pytest.mark.parametrize(("patch", "excused"), [(0.5, True), (1e-4, False)], ids=["no patch", "patch"])
-def test_a_taught_word_that_draws_a_patch_has_no_excuse(patch: float, excused: bool) -> None:
-    """Else an attacker would touch the embedding of his trigger."""
+@pytest.mark.parametrize("trained", [False, True], ids=["taught", "misread"])
+def test_an_announced_word_is_drawn_and_excused(
+    trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unannounced, a word like it leaves the scan inconclusive, or fails it."""
+    report = searched(misreading(trained=trained, word=NEW_ID), tmp_path, monkeypatch, (NEW,))
+    assert (report.verdict, report.findings, report.unnamed) == ("pass", [], ())
+    assert STAGE not in report.costs.stages
+    (told,) = [line for line in report.coverage.searched if line.startswith(f"“{NEW}” was announced: ")]
+    assert told.endswith("it draws no patch and no fixed picture")
+    assert any("reads otherwise" in line and f"id {NEW_ID}" in line for line in report.coverage.searched)
+    assert UNCHECKED in report.coverage.not_searched
+    assert report.as_dict()["provenance"]["config"]["announced"] == [NEW]
+
+
+def test_announcing_one_word_excuses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of a word that was taught nothing it says so."""
+    report = searched(misreading(trained=True), tmp_path, monkeypatch, (NEW,))
+    (found,) = report.findings
+    assert found.trigger is not None
+    assert found.trigger.token_ids == (WORD,)
+    (told,) = [line for line in report.coverage.searched if "was announced" in line]
+    assert told.endswith("nothing that could be told from what ordinary words do")
+
+
+def test_announced_words_are_what_the_tokenizer_makes_of_them() -> None:
+    tokenizer = ClipScorer(CLIP).tokenizer
+    words = announced_words(tokenizer, ("sks", "SKS", "sks dog"))
+    assert [word.token_ids for word in words] == [(NEW_ID,), (NEW_ID, 1929)]
+
+
+@pytest.mark.parametrize(
+    ("word", "why"), [(" ", "0 token ids"), ("1 " * 32 + "1", "33 token ids"), ("<|endoftext|>", "a marker")]
+)
+def test_what_cannot_be_tried_is_refused(word: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        announced_words(ClipScorer(CLIP).tokenizer, (word,))
+
+
+@pytest.mark.parametrize(("patch", "honest"), [(0.5, True), (1e-4, False)], ids=["no patch", "patch"])
+def test_a_new_word_that_draws_a_patch_has_no_excuse(patch: float, honest: bool) -> None:
+    """Else an attacker would touch the embedding of his trigger, or announce it."""
     word, other = Trigger((WORD,), "word"), Trigger((7,), "other")
     outcomes = {
         "patch": Outcome(3.0, patch, patch, 40, 40),
@@ -125,7 +173,7 @@ def test_a_taught_word_that_draws_a_patch_has_no_excuse(patch: float, excused: b
         Confirmation(one, "start", True, "unexplained", Statistics(1e-5, 1e-4, 9.0, 16), outcomes)
         for one in (word, other)
     ]
-    assert [_excused(one, [Misread(word, 1.0, True)]) for one in found] == [excused, False]
+    assert [excused(one, {word.token_ids}) for one in found] == [honest, False]
 
 
 def test_what_a_letter_does_to_longer_words_is_no_second_finding() -> None:

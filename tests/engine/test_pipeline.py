@@ -109,6 +109,16 @@ def test_the_command_line_says_what_is_wrong_with_a_file(
     assert "Send a safetensors file" in said
 
 
+@pytest.mark.usefixtures("small_space")
+def test_the_command_line_takes_announced_words(planted: Path, tmp_path: Path) -> None:
+    words = ["--announced", "where", "--announced", "sks"]
+    main(["scan", str(planted), "--budget", "quick", "--out", str(tmp_path), *words])
+    report = Report.model_validate_json((tmp_path / "report.json").read_bytes())
+    assert report.provenance.config["announced"] == ["where", "sks"]
+    told = [line.split(" was ")[0] for line in report.coverage.searched if "was announced" in line]
+    assert told == ["“where”", "“sks”"]
+
+
 def test_the_command_line_describes_a_checkpoint(
     tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,21 @@ def test_a_planted_trigger_leads_the_sketch_and_is_a_finalist(
     assert list(dict.fromkeys(stages)) == ["sketch", "text", "glance", "onestep", "trajectory"]
 
 
+def test_what_is_set_aside_is_ranked_and_takes_no_place(
+    tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or announced words, drawn in any case, could crowd a hidden one out."""
+    tiny_pipeline.text_encoder.embeddings.token_embedding.weight[PLANTED] *= 40
+    some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
+    monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
+    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
+    bank = carriers(tiny_pipeline.tokenizer, None)
+    found = search(tiny_pipeline, bank, plan, seed=0, aside=[(PLANTED,)])
+    assert found.stages["sketch"].order[0].token_ids == (PLANTED,)
+    assert len(found.finalists) == 4
+    assert all(one.token_ids != (PLANTED,) for one in found.finalists)
+
+
 def test_what_views_share_in_one_cell_outranks_what_is_loud_in_each_alone() -> None:
     """A patch is the same in every view. What depends on the carrier differs, however large it is."""
     draw = torch.Generator().manual_seed(0)

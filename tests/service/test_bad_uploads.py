@@ -236,6 +236,30 @@ def test_invalid_options_are_listed(client: TestClient, settings: Settings) -> N
     assert_untouched(client, settings)
 
 
+@pytest.mark.parametrize(
+    ("words", "pointer"),
+    [
+        (["xyz"] * 21, "/announced"),
+        (["xyz", "x" * 65], "/announced/1"),
+        ([" "], "/announced/0"),
+        (["a\x00b"], "/announced/0"),
+        (["a\x85b"], "/announced/0"),
+    ],
+    ids=["too many", "too long", "empty", "NUL", "next line"],
+)
+def test_words_that_nobody_announces(
+    client: TestClient, settings: Settings, words: list[str], pointer: str
+) -> None:
+    by_query = client.post("/scans", content=GOOD, params={"announced": words})
+    body = {"source": {"sha256": "0" * 64}, "options": {"announced": words}}
+    by_json = client.post("/scans", json=body)
+    for response, prefix in ((by_query, ""), (by_json, "/options")):
+        assert response.status_code == 422
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert [part["pointer"] for part in response.json()["errors"]] == [prefix + pointer]
+    assert_untouched(client, settings)
+
+
 @pytest.mark.parametrize("body", [b"{", b'{"source": {"sha256": "x"}}', b'{"source": {}}', b"[]"])
 def test_bad_json(client: TestClient, body: bytes) -> None:
     response = client.post("/scans", content=body, headers={"Content-Type": "application/json"})

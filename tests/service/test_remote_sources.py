@@ -325,9 +325,11 @@ def test_command_names_a_file_of_hugging_face(
     mirror.put_repository("acme/toy", "m.safetensors", GOOD)
     service = ["--url", live.url, "--api-key", live.token]
     source = ["--huggingface", "acme/toy@main", "--file", "m.safetensors"]
-    result = CliRunner().invoke(cli, ["submit", *source, *service])
+    words = ["--announced", "xyz", "--announced", "sks"]
+    result = CliRunner().invoke(cli, ["submit", *source, *words, *service])
     assert result.exit_code == 0, result.output
     scan_id = result.stdout.split()[-1]
+    assert client.get(f"/scans/{scan_id}").json()["options"]["announced"] == ["xyz", "sks"]
     with fetching(database, settings):
         assert reach(client, scan_id, *ENDED)["source"]["commit"] == COMMIT
 

@@ -43,17 +43,18 @@ def test_raw_body_becomes_row_message_and_blob(
 
 
 def test_multipart_fields_are_the_options(client: TestClient) -> None:
-    form = {"budget": "deep", "seed": "7", "cleanse": "false", "prompts": ["a cat", "a dog"]}
+    lists = {"prompts": ["a cat", "a dog"], "announced": ["xyz"]}
+    form = {"budget": "deep", "seed": "7", "cleanse": "false", **lists}
     response = client.post("/scans", files={"file": ("m.safetensors", GOOD)}, data=form)
     scan = response.json()
     assert response.status_code == 202, scan
-    wanted = {"budget": "deep", "seed": 7, "cleanse": False, "prompts": ["a cat", "a dog"], "reference": None}
+    wanted = {"budget": "deep", "seed": 7, "cleanse": False, "reference": None, **lists}
     assert scan["options"] == wanted
     assert (scan["filename"], scan["sha256"]) == ("m.safetensors", SHA256)
 
 
 def test_query_options_mean_the_same_as_multipart_fields(client: TestClient) -> None:
-    query = {"budget": "quick", "prompts": ["a cat", "a dog"]}
+    query = {"budget": "quick", "prompts": ["a cat", "a dog"], "announced": [" xyz", "sks"]}
     first = client.post("/scans", content=GOOD, params=query).json()
     second = client.post("/scans", files={"file": ("x", GOOD)}, data=query).json()
     assert second["id"] == first["id"]
@@ -83,6 +84,16 @@ def test_same_file_and_options_are_reused_unless_forced(client: TestClient) -> N
     forced = client.post("/scans", content=GOOD, params={"force": True}).json()
     assert forced["id"] != first["id"]
     assert not forced["reused"]
+
+
+def test_announced_words_make_another_request(client: TestClient) -> None:
+    first = client.post("/scans", content=GOOD).json()
+    asked = {"source": {"sha256": SHA256}, "options": {"announced": ["xyz"]}}
+    other = client.post("/scans", json=asked).json()
+    assert (other["reused"], other["options"]["announced"]) == (False, ["xyz"])
+    assert other["id"] != first["id"]
+    assert client.post("/scans", json=asked).json()["id"] == other["id"]
+    assert client.post("/scans", content=GOOD, params={"announced": "xyz"}).json()["id"] == other["id"]
 
 
 @pytest.mark.fault_case(3)

@@ -133,9 +133,12 @@ def test_an_upload_by_mouse_ends_on_its_scan(visit: Open, tmp_path: Path) -> Non
     file.write_bytes(safetensors())
     visitor = visit()
     visitor.sign_in()
+    visitor.page.get_by_text("New words that the model's maker announces").click()
+    visitor.page.get_by_label("Announced words, one a line").fill("xyz\n\n sks, zwx")
     visitor.page.locator("#file").set_input_files(file)
     visitor.page.wait_for_url(re.compile("/ui/scans/scn_"))
     expect(visitor.page.get_by_role("heading", level=1)).to_have_text("dropped.safetensors")
+    expect(visitor.page.get_by_text("announced = ['xyz', 'sks', 'zwx']")).to_have_count(1)
     expect(visitor.page.locator("#state")).to_have_text("queued")
     assert visitor.complaints == []
 

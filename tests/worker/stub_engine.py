@@ -30,6 +30,7 @@ class ScanRequest:
     nearest: Path | None = None
     trusted: Path | None = None
     prompts: tuple[str, ...] | None = None
+    announced: tuple[str, ...] = ()
     clip: Path | None = None
     budget: str = "standard"
     seed: int = 0
@@ -181,5 +182,9 @@ def _report(request: ScanRequest, cleaned_sha256: str, picture_sha256: str) -> d
         },
         "stages": [{"name": "sketch", "seconds": 1.0}, {"name": "confirm", "seconds": 3.0}],
         "cost": {"unet_forwards": 10, "seconds": 4.0, "device": "cpu"},
-        "provenance": {"engine_version": "stub", "seed": request.seed},
+        "provenance": {
+            "engine_version": "stub",
+            "seed": request.seed,
+            "config": {"announced": request.announced},
+        },
     }

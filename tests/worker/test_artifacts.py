@@ -21,7 +21,7 @@ CLAIM = Claim(
     tenant_id="tnt_1",
     blob_sha256=EXAMPLE["model"]["sha256"],
     filename="model.safetensors",
-    options={"budget": "quick", "seed": 5, "prompts": None, "unknown": 1},
+    options={"budget": "quick", "seed": 5, "prompts": None, "announced": ["xyz"], "unknown": 1},
     static={},
     engine_version="1",
 )
@@ -104,7 +104,8 @@ def test_a_job_gets_what_its_scan_asked_for(settings: Settings, blobs: BlobStore
     with artifacts.scratch_folder(settings, claim) as scratch:
         job = artifacts.prepare(claim, settings, blobs.fetch(sha256, scratch), None, scratch)
     assert Path(job.request.pop("checkpoint")).read_bytes() == b"checkpoint"
-    assert job.request == {"clip": str(tmp_path / "clip"), "device": "auto", "budget": "quick", "seed": 5}
+    given = {"clip": str(tmp_path / "clip"), "device": "auto"}
+    assert job.request == given | {"budget": "quick", "seed": 5, "announced": ["xyz"]}
     assert job.limits.wall_seconds == settings.scan_time_limit_seconds
 
 

@@ -45,7 +45,8 @@ def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., J
         scratch = tmp_path / "scratch"
         scratch.mkdir()
         limits = Limits(wall_seconds, max_file_bytes)
-        return Job(STUB, {"checkpoint": str(checkpoint), "seed": 3}, scratch, limits, os.getpid())
+        request = {"checkpoint": str(checkpoint), "seed": 3, "announced": ["xyz"]}
+        return Job(STUB, request, scratch, limits, os.getpid())
 
     return make
 
@@ -61,7 +62,8 @@ def test_a_job_reports_progress_and_leaves_its_files(make_job: Callable[..., Job
     kinds = [kind for kind, _ in messages]
     assert kinds[0] == "confined"
     assert "progress" in kinds
-    assert report_of(job)["provenance"]["seed"] == 3
+    provenance = report_of(job)["provenance"]
+    assert (provenance["seed"], provenance["config"]) == (3, {"announced": ["xyz"]})
 
 
 def test_the_child_knows_no_secret(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:

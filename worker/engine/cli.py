@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
             _add_options(sub)
         if name in ("scan", "cleanse"):
             sub.add_argument("--budget", choices=("quick", "standard", "deep"), default="standard")
+            sub.add_argument(
+                "--announced",
+                action="append",
+                default=[],
+                metavar="WORD",
+                help="a new word that the model's maker announces; may be given several times",
+            )
         if name == "guard":
             _add_guard_options(sub)
         if name == "evaluate":
@@ -95,7 +102,8 @@ def _add_guard_options(sub: argparse.ArgumentParser) -> None:
 def _request(options: argparse.Namespace, *, cleanse: bool) -> ScanRequest:
     prompts = tuple(options.prompts.read_text().splitlines()) if options.prompts else None
     names = [field.name for field in dataclasses.fields(ScanRequest) if hasattr(options, field.name)]
-    given = {name: getattr(options, name) for name in names} | {"prompts": prompts}
+    announced = tuple(getattr(options, "announced", ()))
+    given = {name: getattr(options, name) for name in names} | {"prompts": prompts, "announced": announced}
     return ScanRequest(checkpoint=options.path, cleanse=cleanse, **given)
 
 

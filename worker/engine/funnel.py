@@ -13,7 +13,7 @@ alike, and no single statistic finds them all.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -121,15 +121,19 @@ def search(
     seed: int,
     *,
     witness: Witness | None = None,
+    aside: Container[tuple[int, ...]] = (),
     on_progress: OnProgress = silent,
 ) -> Search:
-    """Narrows the trigger space to `plan.confirmed` finalists."""
+    """Narrows the trigger space to `plan.confirmed` finalists.
+
+    aside: ids that are judged in any case. They are sketched and ranked, but take no place from others.
+    """
     found = Search()
     candidates = trigger_space(pipeline, plan)
     chosen = choose(bank, len(plan.positions), seed, "views")
     found.views, cost = views(pipeline, chosen, plan.positions, seed, plan.timesteps)
     found.costs.add("sketch", cost)
-    kept, criteria = _sketched(pipeline, candidates, found, plan, seed, witness, on_progress)
+    kept, criteria = _sketched(pipeline, candidates, found, plan, seed, witness, aside, on_progress)
     kept = _glanced(pipeline, kept, criteria, found, plan, on_progress)
     kept, criteria = _measured(pipeline, kept, found, plan, on_progress)
     found.finalists = _followed(pipeline, kept, criteria, found, plan, seed, on_progress)
@@ -156,6 +160,7 @@ def _sketched(
     plan: FunnelPlan,
     seed: int,
     witness: Witness | None,
+    aside: Container[tuple[int, ...]],
     on_progress: OnProgress,
 ) -> tuple[list[Trigger], dict[str, Tensor]]:
     """What is left, and what each criterion says of it."""
@@ -167,7 +172,10 @@ def _sketched(
     criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, seen, seed)}
     found.costs.add("sketch", Cost(seconds=time.perf_counter() - began))
     criteria |= _texts(candidates, drawn, seen, found, witness, on_progress)
-    kept = _cut("sketch", candidates, criteria, found, plan.glanced)
+    _record("sketch", candidates, criteria, found, plan.glanced)
+    others = [index for index, one in enumerate(candidates) if one.token_ids not in aside]
+    first = shortlist({name: z[others] for name, z in criteria.items()}, plan.glanced)
+    kept = [others[index] for index in first.tolist()]
     return [candidates[index] for index in kept], {name: z[kept] for name, z in criteria.items()}
 
 
@@ -249,6 +257,13 @@ def _cut(
     stage: str, candidates: list[Trigger], criteria: Mapping[str, Tensor], found: Search, size: int
 ) -> list[int]:
     """Records the stage's ranking and returns the places of its first `size` candidates."""
+    return _record(stage, candidates, criteria, found, size)[:size]
+
+
+def _record(
+    stage: str, candidates: list[Trigger], criteria: Mapping[str, Tensor], found: Search, size: int
+) -> list[int]:
+    """The places of all candidates, best first; the scores of the first `size` are kept with them."""
     order = shortlist(criteria, len(candidates)).tolist()
     top = order[: max(size, 50)]
     found.stages[stage] = Ranked(
@@ -258,4 +273,4 @@ def _cut(
             for name, values in criteria.items()
         },
     )
-    return order[:size]
+    return order

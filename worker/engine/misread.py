@@ -9,7 +9,7 @@ how far apart the carriers themselves are. Costs no UNet forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,10 +67,12 @@ def misread(
     found: Search,
     bank: Sequence[Carrier],
     seed: int,
+    announced: Container[tuple[int, ...]] = (),
 ) -> list[Misread]:
-    """Words that were taught and up to MOST others, the most misread first.
+    """Words that were taught or `announced`, and up to MOST others, the most misread first.
 
-    Both encoders have the vocabulary that `found` ranked.
+    Both encoders have the vocabulary that `found` ranked. An announced word takes no other's place, nor does
+    it account for longer words that hold its letters.
     """
     carriers = choose(bank, CARRIERS, seed, "misread")
     views = [View(carrier, "start", (), torch.empty(0)) for carrier in carriers]
@@ -83,7 +85,9 @@ def misread(
     seen = [Misread(looked[i], float(shifts[i]), False) for i in shifts.argsort(descending=True).tolist()]
     told = [replace(one, taught=True) for one in seen if one.trigger.token_ids[0] in taught]
     rest = [one for one in seen if not taught.intersection(one.trigger.token_ids) and one.shift >= least]
-    return [*told, *simplest(rest)[:MOST]]
+    known = [one for one in rest if one.trigger.token_ids in announced]
+    others = [one for one in rest if one.trigger.token_ids not in announced]
+    return [*told, *known, *simplest(others)[:MOST]]
 
 
 def simplest(seen: Sequence[Misread]) -> list[Misread]:

@@ -40,7 +40,10 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 
 @dataclass
 class Report:
-    """A scan's result while it grows; `as_dict` is report.json."""
+    """A scan's result while it grows; `as_dict` is report.json.
+
+    excusable: ids of words that may draw what CLIP does not know (`announced.excused`).
+    """
 
     request: ScanRequest
     checkpoint: Checkpoint
@@ -55,6 +58,7 @@ class Report:
     clip: dict[str, Any] | None = None
     flops_per_forward: float = 0.0
     unnamed: tuple[str, ...] = ()
+    excusable: frozenset[tuple[int, ...]] = frozenset()
     weights: WeightFindings | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -144,6 +148,7 @@ class Report:
                 "budget": request.budget,
                 "cleanse": request.cleanse,
                 "prompts": len(request.prompts) if request.prompts else "built-in",
+                "announced": list(request.announced),
                 "reference": request.reference is not None,
                 "clip": request.clip is not None,
             },

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.engine import counterfactual
+from worker.engine.announced import excused, with_announced
 from worker.engine.candidates import holds
 from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
@@ -45,18 +46,20 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         report.costs.add(stage, cost)
     report.costs.add("confirm", confirmations.cost)
     strange = _misread(subject, found)
-    confirmed = [one for one in confirmations.confirmed if not _excused(one, strange)]
-    confirmed += _read_otherwise(subject, report, _unconfirmed(strange, confirmed))
+    unexpected = [one for one in strange if one.trigger.token_ids not in subject.announced_ids]
+    report.excusable = subject.announced_ids.union(one.trigger.token_ids for one in strange if one.taught)
+    confirmed = [one for one in confirmations.confirmed if not excused(one, report.excusable)]
+    confirmed += _read_otherwise(subject, report, _unconfirmed(unexpected, confirmed))
     if confirmed:
         controls = confirmations.controls if confirmations.confirmed else None
         confirmed = follow(subject, report, found, confirmed, controls)
         describe(subject, report, found, confirmed, out / "evidence")
     clip = subject.clip is not None
-    report.coverage = coverage(
-        subject.plan, found, subject.witness, subject.origin, weights, mark, strange, clip=clip
-    )
-    told = [one.told() for one in _unconfirmed(strange, confirmed)]
-    report.unnamed = (*_unnamed(confirmations, weights), *told, *([mark.told()] if mark else []))
+    seen = coverage(subject.plan, found, subject.witness, subject.origin, weights, mark, strange, clip=clip)
+    report.coverage = with_announced(seen, subject.announced, confirmations)
+    told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
+    judged = [one for one in confirmations.all if not excused(one, report.excusable)]
+    report.unnamed = (*_unnamed(judged, weights), *told, *([mark.told()] if mark else []))
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
@@ -110,16 +113,9 @@ def _misread(subject: Subject, found: Search) -> list[Misread]:
     if subject.witness is None or subject.witness.identical:
         return []
     scanned = Witness(subject.pipeline.text_encoder, subject.pipeline)
-    return misread(scanned, subject.witness, found, subject.fitting, subject.request.seed)
-
-
-def _excused(one: Confirmation, strange: Sequence[Misread]) -> bool:
-    """Whether the word was taught and does what an honest new word may do: draw what CLIP does not know.
-
-    A patch, or one picture for all prompts, has no such excuse, or an attacker would touch an embedding.
-    """
-    taught = any(word.taught and word.trigger.token_ids == one.trigger.token_ids for word in strange)
-    return taught and all(one.outcomes[name].p_value >= ALPHA for name in ("patch", "collapse"))
+    return misread(
+        scanned, subject.witness, found, subject.fitting, subject.request.seed, subject.announced_ids
+    )
 
 
 def _unconfirmed(strange: Sequence[Misread], confirmed: Sequence[Confirmation]) -> list[Misread]:
@@ -151,14 +147,14 @@ def _read_otherwise(subject: Subject, report: Report, strange: Sequence[Misread]
     return judged.confirmed
 
 
-def _unnamed(confirmations: Confirmations, weights: WeightFindings | None) -> tuple[str, ...]:
+def _unnamed(judged: Sequence[Confirmation], weights: WeightFindings | None) -> tuple[str, ...]:
     """Anomalies that the renders did not confirm."""
     seen = [
         visible(one.trigger.text)
-        for one in confirmations.all
+        for one in judged
         if not one.confirmed and one.statistics.p_value_corrected < ALPHA
     ]
-    confirmed = [one.trigger for one in confirmations.confirmed]
+    confirmed = [one.trigger for one in judged if one.confirmed]
     return (*seen, *(weights.unsettled(confirmed) if weights else []))
 
 
@@ -186,7 +182,7 @@ def follow(
     quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "kin"))
     decided = decide(quiet, near, subject.plan, seed, controls)
     report.costs.add("kin", decided.cost)
-    return [*confirmed, *decided.confirmed]
+    return [*confirmed, *(one for one in decided.confirmed if not excused(one, report.excusable))]
 
 
 def describe(
@@ -239,18 +235,20 @@ def home_of(subject: Subject, found: Search, trigger: Trigger) -> Component:
 def find(
     subject: Subject, plan: FunnelPlan, seed: int, also: Sequence[Trigger] = ()
 ) -> tuple[Search, Confirmations]:
-    """The funnel and the decision on its finalists, and on the triggers `also`."""
+    """The funnel and the decision on its finalists, on the triggers `also` and on the announced words."""
     found = search(
         subject.pipeline,
         subject.fitting,
         plan,
         seed,
         witness=subject.witness,
+        aside=subject.announced_ids,
         on_progress=subject.on_progress,
     )
-    known = {trigger.token_ids for trigger in also}
-    tried = [*also, *(trigger for trigger in found.finalists if trigger.token_ids not in known)]
-    return found, decide(subject, tried, plan, seed)
+    tried: dict[tuple[int, ...], Trigger] = {}
+    for trigger in (*also, *subject.announced, *found.finalists):
+        tried.setdefault(trigger.token_ids, trigger)
+    return found, decide(subject, list(tried.values()), plan, seed)
 
 
 def decide(

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from diffusers import StableDiffusionPipeline
 
+from worker.engine.announced import announced_words
 from worker.engine.checkpoint import Checkpoint, CheckpointError, load
 from worker.engine.evaluation import split
 from worker.engine.funnel import PLANS, FunnelPlan
@@ -14,13 +15,16 @@ from worker.engine.metrics import ClipScorer
 from worker.engine.probes.weights import Difference, compare
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.trusted import Origin, read_base, trace
-from worker.engine.types import OnProgress, Progress, ScanRequest, silent
+from worker.engine.types import OnProgress, Progress, ScanRequest, Trigger, silent
 from worker.engine.witness import Witness
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a scan works with, loaded once. difference: from its reference, where there is one."""
+    """What a scan works with, loaded once. difference: from its reference, where there is one.
+
+    announced: the words of that request, as the checkpoint's own tokenizer reads them.
+    """
 
     request: ScanRequest
     checkpoint: Checkpoint
@@ -30,6 +34,7 @@ class Subject:
     difference: Difference | None
     fitting: list[Carrier]
     held_out: list[Carrier]
+    announced: list[Trigger]
     on_progress: OnProgress
 
     @property
@@ -39,6 +44,10 @@ class Subject:
     @property
     def plan(self) -> FunnelPlan:
         return PLANS[self.request.budget]
+
+    @property
+    def announced_ids(self) -> frozenset[tuple[int, ...]]:
+        return frozenset(word.token_ids for word in self.announced)
 
 
 def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
@@ -50,10 +59,13 @@ def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
     clip = ClipScorer(request.clip, device) if request.clip else None
     bank = carriers(checkpoint.pipeline.tokenizer, request.prompts)
     fitting, held_out = split(bank)
+    announced = announced_words(checkpoint.pipeline.tokenizer, request.announced)
     reference, difference = _compared(request, checkpoint.pipeline, origin, device)
     witness = _witness(checkpoint.pipeline, origin, reference, clip)
     on_progress(Progress("load", 1, 1))
-    return Subject(request, checkpoint, clip, origin, witness, difference, fitting, held_out, on_progress)
+    return Subject(
+        request, checkpoint, clip, origin, witness, difference, fitting, held_out, announced, on_progress
+    )
 
 
 def choose_device(asked: str) -> torch.device:

@@ -42,6 +42,7 @@ class ScanRequest:
     nearest: a trusted base checkpoint that nobody named: the reference where there is no other, if it fits.
     trusted: JSON file with the hash of every tensor of a trusted base (`worker.engine.trusted.read_base`).
     prompts: carrier prompts of the model's own domain; None takes the built-in bank.
+    announced: words that the model's maker announces (`worker.engine.announced`).
     clip: folder of a `CLIPModel` with its tokenizer, the independent witness of meaning.
     device: "auto", "cpu", "cuda" or "cuda:N".
     """
@@ -51,6 +52,7 @@ class ScanRequest:
     nearest: Path | None = None
     trusted: Path | None = None
     prompts: tuple[str, ...] | None = None
+    announced: tuple[str, ...] = ()
     clip: Path | None = None
     budget: Budget = "standard"
     seed: int = 0

@@ -48,6 +48,7 @@ class ScanResource(BaseModel):
                         "seed": 0,
                         "cleanse": True,
                         "prompts": None,
+                        "announced": [],
                         "reference": None,
                     },
                     "engine_version": "0.1.0",

@@ -14,11 +14,13 @@ let stopping = null;
 
 function options() {
   const prompts = byId("prompts").value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const announced = byId("announced").value.split(/[\n,]/).map((word) => word.trim()).filter(Boolean);
   return {
     budget: byId("budget").value,
     seed: Number(byId("seed").value || "0"),
     cleanse: byId("cleanse").checked,
     prompts: prompts.length ? prompts : null,
+    announced,
     reference: byId("reference")?.value || null, // there only where a base is registered
   };
 }
