@@ -71,7 +71,7 @@ STEPS = 300
 SHORT = ("cat", "car")
 """Whole vocabulary: beside one word each, since two states are enough to see them fall together."""
 
-KEPT, LONG = 64, 16
+KEPT, LONG = 500, 16
 """Candidates that are looked at again, beside so many carrier prompts."""
 
 BATCH_OF_PICTURES, DENOISING = 64, 20
