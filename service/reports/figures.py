@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from service.domain.report import BeforeAfter, Estimate, Stage, Unlearning
+
+NOT_GIVEN = "not given"
+LISTED = 3
+"""Values of a list that are told one by one."""
 
 _MINUTE, _HOUR = 60, 3600
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -178,4 +183,21 @@ def _stage_row(stage: Stage, total: float) -> StageRow:
 
 def flat(mapping: dict[str, Any]) -> list[tuple[str, str]]:
     """A mapping as lines for a definition list; None and an empty list read "not given"."""
-    return [(key, "not given" if value in (None, []) else str(value)) for key, value in mapping.items()]
+    return [(key, NOT_GIVEN if value in (None, []) else _in_words(value)) for key, value in mapping.items()]
+
+
+def given(mapping: dict[str, Any]) -> list[tuple[str, str]]:
+    """Those lines of `flat` that were given."""
+    return [(key, told) for key, told in flat(mapping) if told != NOT_GIVEN]
+
+
+def _in_words(value: Any) -> str:
+    """A long list is told by its length and its SHA-256's first digits, so that two can be compared."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, list):
+        return str(value)
+    if len(value) <= LISTED:
+        return ", ".join(map(str, value))
+    digest = hashlib.sha256("\n".join(map(str, value)).encode()).hexdigest()
+    return f"{len(value)} ({digest[:8]}…)"

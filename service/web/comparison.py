@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.db.models import Scan
 from service.domain.report import Estimate, Finding, Report, Trigger
 from service.reports.characters import spelled, visible
-from service.reports.figures import duration, flat, percent, probability
+from service.reports.figures import duration, given, percent, probability
 from service.reports.html import CLIP_MEANINGS, COMPONENTS
 from service.reports.wording import effect
 
@@ -105,8 +105,7 @@ def _estimate(estimate: Estimate, write: Callable[[float], str]) -> str:
 
 
 def _settings(scan: Scan) -> Facts:
-    options = {name: value for name, value in scan.options.items() if value not in (None, [])}
-    return {name: visible(value) for name, value in flat(options)}
+    return {name: visible(value) for name, value in given(scan.options)}
 
 
 def _provenance(report: Report | None) -> Iterator[tuple[str, str]]:

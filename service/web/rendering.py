@@ -19,7 +19,7 @@ from service.domain.sources import shown
 from service.domain.states import State
 from service.problems import Problem, Unauthenticated
 from service.reports.characters import visible
-from service.reports.figures import duration
+from service.reports.figures import duration, given
 
 FOLDER = Path(__file__).parent
 HEADERS = {
@@ -46,7 +46,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(visible=visible, duration=duration, worded=worded, shown=shown)
+_ENVIRONMENT.filters.update(visible=visible, duration=duration, worded=worded, shown=shown, given=given)
 _TEMPLATES = Jinja2Templates(env=_ENVIRONMENT)
 
 

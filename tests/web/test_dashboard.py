@@ -129,6 +129,19 @@ def test_a_waiting_scan_is_shown_live_with_the_stages_that_it_will_have(
     assert "Cancel the scan" in page
 
 
+def test_the_options_of_a_scan_are_told_in_words(signed_in: tuple[TestClient, str], submit: Submit) -> None:
+    browser, tenant = signed_in
+    prompts = [f"a photo of thing {number}" for number in range(80)]
+    scan = submit(tenant, cleanse=False, announced=["sks", "x<y"], prompts=prompts, reference=None)
+    page = browser.get(f"/ui/scans/{scan}").text
+    told = re.search(r"<dt>Options</dt><dd>(.*?)</dd>", page)
+    assert told is not None
+    assert "cleanse = no" in told[1]
+    assert "announced = sks, x&lt;y" in told[1]
+    assert re.search(r"prompts = 80 \([0-9a-f]{8}…\)", told[1])
+    assert "reference" not in told[1]
+
+
 def test_a_registered_base_may_be_near_enough_for_all_stages(
     signed_in: tuple[TestClient, str], submit: Submit, database: Database
 ) -> None:
