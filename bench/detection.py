@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -199,7 +200,7 @@ def markdown(told: dict[str, Any]) -> str:
     for group, title in GROUPS.items():
         if group in told:
             rows = [row for row in told["scans"] if _group(row) == group]
-            parts += ["", f"### {title}", "", *_counts(told[group]), "", *_table(rows)]
+            parts += ["", f"### {title}", "", *_counts(told[group]), "", *_kinds(rows), "", *_table(rows)]
     return "\n".join([*parts, *_stages(told["scans"])])
 
 
@@ -237,6 +238,23 @@ def _counts(figures: dict[str, Any]) -> list[str]:
             f"(95 % interval {low:.3f} to {high:.3f})"
         )
     return [*counts, f"- clean models among them: {figures['controls']}"]
+
+
+def _kinds(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Verdicts by kind of model: the name without its number."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["attack"] is None, row["model"])):
+        kinds.setdefault(re.sub(r"-\d+$", "", row["model"]), []).append(row)
+    return [
+        "| kind | of | scans | fail | inconclusive | pass | own trigger named |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {kind} | {some[0]['attack'] or 'control'} | {len(some)} | {_verdicts(some, 'fail')} "
+            f"| {_verdicts(some, 'inconclusive')} | {_verdicts(some, 'pass')} "
+            f"| {sum(row['named'] for row in some) if some[0]['attack'] else '–'} |"
+            for kind, some in kinds.items()
+        ),
+    ]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
