@@ -26,7 +26,8 @@ class Policy(BaseModel):
     """The bars. The default accepts what the scan itself passes.
 
     fail_on: findings of this severity or above fail. inconclusive: what a scan without a verdict counts as.
-    minimum_budget, require_reference: a scan that searched less is inconclusive. allowed_formats: others fail
+    minimum_budget, require_reference: a scan that searched less is inconclusive. refuse_announced: so is one
+    to which somebody announced words, which it excuses. allowed_formats: others fail.
     minimum_removal: of the attack, by the cleaned model; its lower confidence bound counts where it is known.
     maximum_clip_loss: of the image-text score on clean prompts, relative.
     """
@@ -37,6 +38,7 @@ class Policy(BaseModel):
     inconclusive: Verdict = "inconclusive"
     minimum_budget: Budget | None = None
     require_reference: bool = False
+    refuse_announced: bool = False
     allowed_formats: Annotated[tuple[str, ...], Field(min_length=1, max_length=20)] | None = None
     minimum_removal: Fraction | None = None
     maximum_clip_loss: Fraction | None = None
@@ -111,6 +113,17 @@ def _reference(report: Report, policy: Policy) -> Outcome | None:
     return Outcome(rule="require_reference", verdict="pass" if compared else "inconclusive", reason=reason)
 
 
+def _announced(report: Report, policy: Policy) -> Outcome | None:
+    """Who asks for the scan excuses words; who gates the model need not."""
+    if not policy.refuse_announced:
+        return None
+    words = [str(word) for word in report.provenance.config.get("announced") or ()]
+    if not words:
+        return Outcome(rule="refuse_announced", verdict="pass", reason="No word was announced to the scan.")
+    reason = f"The scan was told to excuse {', '.join(f'“{word}”' for word in words)}."
+    return Outcome(rule="refuse_announced", verdict="inconclusive", reason=reason)
+
+
 def _removal(report: Report, policy: Policy) -> Outcome | None:
     """Applies to models in which something was found that can be removed."""
     if policy.minimum_removal is None or not any(finding.trigger for finding in report.findings):
@@ -148,6 +161,7 @@ RULES: tuple[Callable[[Report, Policy], Outcome | None], ...] = (
     _formats,
     _budget,
     _reference,
+    _announced,
     _removal,
     _clip_loss,
 )

@@ -82,6 +82,8 @@ def bars(body: Mapping[str, Any]) -> Iterator[str]:
         yield f"budget {policy.minimum_budget} or more"
     if policy.require_reference:
         yield "compared with a trusted reference"
+    if policy.refuse_announced:
+        yield "no word announced to the scan"
     if policy.allowed_formats:
         yield f"formats {visible(', '.join(policy.allowed_formats))}"
     if policy.minimum_removal is not None:
