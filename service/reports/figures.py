@@ -10,8 +10,8 @@ from typing import Any
 from service.domain.report import BeforeAfter, Estimate, Stage, Unlearning
 
 NOT_GIVEN = "not given"
-LISTED = 3
-"""Values of a list that are told one by one."""
+LISTED = 20
+"""Values of a list that are told one by one: all words that a scan may be told to excuse."""
 
 _MINUTE, _HOUR = 60, 3600
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
