@@ -9,7 +9,6 @@ from typing import Any
 
 from service.domain.report import BeforeAfter, Estimate, Stage, Unlearning
 
-NOT_GIVEN = "not given"
 LISTED = 20
 """Values of a list that are told one by one: all words that a scan may be told to excuse."""
 
@@ -183,12 +182,12 @@ def _stage_row(stage: Stage, total: float) -> StageRow:
 
 def flat(mapping: dict[str, Any]) -> list[tuple[str, str]]:
     """A mapping as lines for a definition list; None and an empty list read "not given"."""
-    return [(key, NOT_GIVEN if value in (None, []) else _in_words(value)) for key, value in mapping.items()]
+    return [(key, "not given" if value in (None, []) else _in_words(value)) for key, value in mapping.items()]
 
 
 def given(mapping: dict[str, Any]) -> list[tuple[str, str]]:
-    """Those lines of `flat` that were given."""
-    return [(key, told) for key, told in flat(mapping) if told != NOT_GIVEN]
+    """The same, without what was not given."""
+    return flat({key: value for key, value in mapping.items() if value not in (None, [])})
 
 
 def _in_words(value: Any) -> str:
