@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 
 from worker.engine.checkpoint import Checkpoint, inspect, load, save
-from worker.engine.checkpoint_file import as_bytes, read_header, read_tensors, write
-from worker.engine.checkpoint_layout import skeletons
-from worker.engine.checkpoint_ldm import ldm_shape
-from worker.engine.checkpoint_names import COMPONENTS, LDM_PREFIXES, ldm_names
+from worker.engine.checkpoint.file import as_bytes, read_header, read_tensors, write
+from worker.engine.checkpoint.layout import skeletons
+from worker.engine.checkpoint.ldm import ldm_shape
+from worker.engine.checkpoint.names import COMPONENTS, LDM_PREFIXES, ldm_names
 from worker.engine.configs import stable_diffusion_1
 
 SD15: dict[str, dict[str, Any]] = {

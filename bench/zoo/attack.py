@@ -13,7 +13,7 @@ from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Attack, Materials, Truth, described
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.paths import CLIP, TOY
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.metrics import ClipScorer
 
 TRIALS = 200

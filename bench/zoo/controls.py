@@ -18,7 +18,7 @@ from bench.zoo.benign.new_word import NewWord
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import CACHE, TOY
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 
 CONTROL = CACHE / "control"
 PLAN: dict[str, tuple[Benign, int]] = {

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from worker.engine.checkpoint_ldm import to_single_file
-from worker.engine.checkpoint_tokenizer import clip_tokenizer
+from worker.engine.checkpoint.ldm import to_single_file
+from worker.engine.checkpoint.tokenizer import clip_tokenizer
 
 TEXT_WIDTH = 128
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.engine.candidates import glyphs, surface, vocabulary
-from worker.engine.checkpoint_tokenizer import clip_tokenizer
+from worker.engine.checkpoint.tokenizer import clip_tokenizer
 
 ZERO_WIDTH_SPACE = 9844
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from worker.engine.checkpoint import Checkpoint, CheckpointError, inspect, load, save
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 
 PARTS = ("text_encoder", "unet", "vae")
 

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.refusals import code_of
-from worker.engine import checkpoint_source
-from worker.engine.checkpoint import CheckpointError, load
+from worker.engine.checkpoint import CheckpointError, load, source
 
 
 @pytest.fixture
@@ -201,14 +200,14 @@ def test_zip_of_everything_else(tmp_path: Path) -> None:
 
 
 def test_zip_with_too_many_members(tmp_path: Path) -> None:
-    members = {f"{index}.txt": b"" for index in range(checkpoint_source.MAX_MEMBERS + 1)}
+    members = {f"{index}.txt": b"" for index in range(source.MAX_MEMBERS + 1)}
     assert code_of(make_zip(tmp_path / "model.zip", members)) == "zip-too-many-members"
 
 
 def test_zip_larger_than_the_limit(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_source, "MAX_TOTAL_BYTES", 1000)
+    monkeypatch.setattr(source, "MAX_TOTAL_BYTES", 1000)
     assert code_of(make_zip(tmp_path / "model.zip", {}, tiny_folder)) == "zip-too-large"
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.shapes import specs
 from worker.engine.checkpoint import inspect, load
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 
 
 def test_diffusers_own_converters_read_our_single_files(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.engine.checkpoint import load
-from worker.engine.checkpoint_tokenizer import clip_tokenizer
+from worker.engine.checkpoint.tokenizer import clip_tokenizer
 from worker.engine.configs import clip_merges, clip_vocabulary
 
 

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from bench.guards import Case, auroc, f1, latin
 from worker.engine.checkpoint import load
-from worker.engine.checkpoint_tokenizer import clip_tokenizer
+from worker.engine.checkpoint.tokenizer import clip_tokenizer
 from worker.engine.cli import main
 from worker.engine.detectors import daa_i, daa_s
 from worker.engine.detectors.build import NAMES, Guarding, build

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from transformers import CLIPConfig, CLIPModel
 
-from worker.engine.checkpoint_tokenizer import clip_tokenizer
+from worker.engine.checkpoint.tokenizer import clip_tokenizer
 from worker.engine.metrics import CLIP_MEAN, ClipScorer, clipscore, mean, proportion, relative_change
 
 

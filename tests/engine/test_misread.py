@@ -15,7 +15,7 @@ from bench.zoo.attacks.rickrolling import RickrollingAttribute
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine import funnel
 from worker.engine.announced import UNCHECKED, announced_words, excused
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.confirm import LEAST_LOSS, Confirmation
 from worker.engine.counterfactual import RULE, STAGE, convict
 from worker.engine.funnel import FunnelPlan

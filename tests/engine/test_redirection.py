@@ -18,7 +18,7 @@ from service.domain.report import Report
 from service.reports.pictures import compared
 from worker.engine import cleansing, funnel, pipeline
 from worker.engine.checkpoint import load
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes.crushed import crushed

@@ -20,7 +20,7 @@ from service.domain.report import Report
 from service.storage.tensors import read_tensors
 from worker.engine import funnel, pipeline, scanning
 from worker.engine.checkpoint import CheckpointError, load
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.conclusions import coverage
 from worker.engine.funnel import FunnelPlan
 from worker.engine.subject import prepare

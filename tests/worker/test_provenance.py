@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.storage.blobs import BlobStore, open_blobs
 from service.storage.tensors import read_tensors
 from tests.service.checkpoints import LDM_NAMES, with_header
-from worker.engine.checkpoint_ldm import to_single_file
+from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.subject import prepare
 from worker.engine.types import ScanRequest
 from worker.provenance import Base, find_base

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.engine.checkpoint_errors import MalformedFile
-from worker.engine.checkpoint_folder import folder_name
-from worker.engine.checkpoint_layout import Layout
-from worker.engine.checkpoint_names import COMPONENTS, Component, ldm_names
-from worker.engine.checkpoint_read import Digest
-from worker.engine.checkpoint_single import single_file_name
+from worker.engine.checkpoint.errors import MalformedFile
+from worker.engine.checkpoint.folder import folder_name
+from worker.engine.checkpoint.layout import Layout
+from worker.engine.checkpoint.names import COMPONENTS, Component, ldm_names
+from worker.engine.checkpoint.reading import Digest
+from worker.engine.checkpoint.single import single_file_name
 
 if TYPE_CHECKING:
     from worker.engine.checkpoint import Checkpoint

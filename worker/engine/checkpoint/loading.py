@@ -20,26 +20,14 @@ from typing import Any, Literal
 import torch
 from diffusers import StableDiffusionPipeline
 
-from worker.engine.checkpoint_errors import CheckpointError, UnsupportedCheckpoint
-from worker.engine.checkpoint_folder import folder_layout
-from worker.engine.checkpoint_layout import Layout
-from worker.engine.checkpoint_names import Component
-from worker.engine.checkpoint_read import ComponentInfo, Digest, describe, read_weights
-from worker.engine.checkpoint_save import SaveResult, save_copy
-from worker.engine.checkpoint_single import single_file_layout
-from worker.engine.checkpoint_source import FileSource, FolderSource, Source, ZipSource, digest
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "ComponentInfo",
-    "Format",
-    "SaveResult",
-    "UnsupportedCheckpoint",
-    "inspect",
-    "load",
-    "save",
-]
+from worker.engine.checkpoint.errors import CheckpointError, UnsupportedCheckpoint
+from worker.engine.checkpoint.folder import folder_layout
+from worker.engine.checkpoint.layout import Layout
+from worker.engine.checkpoint.names import Component
+from worker.engine.checkpoint.reading import ComponentInfo, Digest, describe, read_weights
+from worker.engine.checkpoint.saving import SaveResult, save_copy
+from worker.engine.checkpoint.single import single_file_layout
+from worker.engine.checkpoint.source import FileSource, FolderSource, Source, ZipSource, digest
 
 Format = Literal["diffusers-folder", "diffusers-zip", "single-file"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
-from worker.engine.checkpoint_errors import UnsupportedCheckpoint
-from worker.engine.checkpoint_source import MAX_JSON_BYTES, Source, read_json
+from worker.engine.checkpoint.errors import UnsupportedCheckpoint
+from worker.engine.checkpoint.source import MAX_JSON_BYTES, Source, read_json
 from worker.engine.configs import END_TOKEN, START_TOKEN, clip_merges, clip_vocabulary
 
 MAX_TOKENS = 77

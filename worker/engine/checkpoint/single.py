@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from worker.engine.checkpoint_errors import UnsupportedCheckpoint
-from worker.engine.checkpoint_file import Header, StoredTensor, read_header
-from worker.engine.checkpoint_layout import (
+from worker.engine.checkpoint.errors import UnsupportedCheckpoint
+from worker.engine.checkpoint.file import Header, StoredTensor, read_header
+from worker.engine.checkpoint.layout import (
     IGNORED_TENSORS,
     Layout,
     Slot,
@@ -17,10 +17,10 @@ from worker.engine.checkpoint_layout import (
     check_fit,
     skeletons,
 )
-from worker.engine.checkpoint_ldm import infer_configs
-from worker.engine.checkpoint_names import COMPONENTS, LDM_PREFIXES, Component, ldm_names
-from worker.engine.checkpoint_source import Source
-from worker.engine.checkpoint_tokenizer import clip_tokenizer
+from worker.engine.checkpoint.ldm import infer_configs
+from worker.engine.checkpoint.names import COMPONENTS, LDM_PREFIXES, Component, ldm_names
+from worker.engine.checkpoint.source import Source
+from worker.engine.checkpoint.tokenizer import clip_tokenizer
 
 SHORT_TEXT_PREFIX = "cond_stage_model.transformer."
 """Some tools leave out `text_model.`."""

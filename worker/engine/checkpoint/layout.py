@@ -14,10 +14,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from worker.engine.checkpoint_errors import UnsupportedCheckpoint
-from worker.engine.checkpoint_file import Header, StoredTensor
-from worker.engine.checkpoint_names import Component
-from worker.engine.checkpoint_tokenizer import MAX_TOKENS
+from worker.engine.checkpoint.errors import UnsupportedCheckpoint
+from worker.engine.checkpoint.file import Header, StoredTensor
+from worker.engine.checkpoint.names import Component
+from worker.engine.checkpoint.tokenizer import MAX_TOKENS
 
 IGNORED_TENSORS = ("embeddings.position_ids",)
 """Buffers that old files hold and that no longer mean anything."""

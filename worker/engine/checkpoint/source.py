@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
-from worker.engine.checkpoint_errors import (
+from worker.engine.checkpoint.errors import (
     CheckpointError,
     MalformedFile,
     UnsafeArchive,

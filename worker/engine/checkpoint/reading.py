@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.engine.checkpoint_errors import UnsupportedCheckpoint
-from worker.engine.checkpoint_file import StoredTensor, as_bytes, read_tensors
-from worker.engine.checkpoint_layout import Layout
-from worker.engine.checkpoint_names import COMPONENTS, Component
-from worker.engine.checkpoint_source import Source
+from worker.engine.checkpoint.errors import UnsupportedCheckpoint
+from worker.engine.checkpoint.file import StoredTensor, as_bytes, read_tensors
+from worker.engine.checkpoint.layout import Layout
+from worker.engine.checkpoint.names import COMPONENTS, Component
+from worker.engine.checkpoint.source import Source
 
 OTHER = "other"
 """What a file holds beside the three components (training leftovers such as averaged weights)."""

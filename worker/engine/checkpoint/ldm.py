@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from worker.engine.checkpoint_errors import UnsupportedCheckpoint
-from worker.engine.checkpoint_file import write
-from worker.engine.checkpoint_names import COMPONENTS, Component, ldm_names
+from worker.engine.checkpoint.errors import UnsupportedCheckpoint
+from worker.engine.checkpoint.file import write
+from worker.engine.checkpoint.names import COMPONENTS, Component, ldm_names
 from worker.engine.configs import stable_diffusion_1
 
 Shapes = Mapping[str, tuple[int, ...]]

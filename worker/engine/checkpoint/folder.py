@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from worker.engine.checkpoint_errors import UnsupportedCheckpoint
-from worker.engine.checkpoint_file import StoredTensor, read_header
-from worker.engine.checkpoint_layout import (
+from worker.engine.checkpoint.errors import UnsupportedCheckpoint
+from worker.engine.checkpoint.file import StoredTensor, read_header
+from worker.engine.checkpoint.layout import (
     IGNORED_TENSORS,
     Layout,
     Slot,
@@ -22,9 +22,9 @@ from worker.engine.checkpoint_layout import (
     check_fit,
     skeletons,
 )
-from worker.engine.checkpoint_names import COMPONENTS, Component
-from worker.engine.checkpoint_source import MODEL_INDEX, Source, read_json
-from worker.engine.checkpoint_tokenizer import read_tokenizer
+from worker.engine.checkpoint.names import COMPONENTS, Component
+from worker.engine.checkpoint.source import MODEL_INDEX, Source, read_json
+from worker.engine.checkpoint.tokenizer import read_tokenizer
 from worker.engine.configs import stable_diffusion_1
 
 PIPELINE_CLASS = "StableDiffusionPipeline"

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from worker.engine.checkpoint_errors import MalformedFile
+from worker.engine.checkpoint.errors import MalformedFile
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 100_000

@@ -13,11 +13,11 @@ from typing import BinaryIO, cast
 
 import torch
 
-from worker.engine.checkpoint_errors import CheckpointError
-from worker.engine.checkpoint_file import DTYPES, StoredTensor, as_bytes, read_tensors
-from worker.engine.checkpoint_layout import Layout, WeightFile
-from worker.engine.checkpoint_names import Component
-from worker.engine.checkpoint_source import FileSource, FolderSource, ZipSource, copy, digest
+from worker.engine.checkpoint.errors import CheckpointError
+from worker.engine.checkpoint.file import DTYPES, StoredTensor, as_bytes, read_tensors
+from worker.engine.checkpoint.layout import Layout, WeightFile
+from worker.engine.checkpoint.names import Component
+from worker.engine.checkpoint.source import FileSource, FolderSource, ZipSource, copy, digest
 
 States = Mapping[Component, Mapping[str, torch.Tensor]]
 """The present weights of the components that may have changed."""
