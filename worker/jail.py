@@ -126,10 +126,15 @@ _CODES: tuple[tuple[str, Callable[[Exception], bool]], ...] = (
 
 
 def _final(error: Exception) -> tuple[str, Any]:
-    """Errors of the engine's that carry a `code` are refusals of the input; anything else is a failure."""
+    """Errors of the engine's with a `code` refuse the file. Those with a `fault` blame the request: the scan
+    fails, and nothing is said of the file. Anything else is the engine's own failure.
+    """
     code = getattr(error, "code", None)
     if isinstance(error, ValueError) and isinstance(code, str):
         return "refused", {"code": code, "detail": str(error)[:2000]}
+    fault = getattr(error, "fault", None)
+    if isinstance(error, ValueError) and isinstance(fault, str):
+        return "failed", {"code": fault, "detail": str(error)[:2000]}
     code = next((code for code, applies in _CODES if applies(error)), "engine-error")
     return "failed", {"code": code, "detail": f"{type(error).__name__}: {error}"[:2000]}
 

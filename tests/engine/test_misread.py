@@ -14,10 +14,11 @@ from bench.zoo import assemble
 from bench.zoo.attacks.rickrolling import RickrollingAttribute
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine import funnel
-from worker.engine.announced import UNCHECKED, announced_words, excused
+from worker.engine.announced import UNCHECKED, announced_words
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.confirm import LEAST_LOSS, Confirmation
 from worker.engine.counterfactual import RULE, STAGE, convict
+from worker.engine.excuse import Excuse
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.misread import Misread, simplest
@@ -27,7 +28,7 @@ from worker.engine.report import Report
 from worker.engine.scanning import scan
 from worker.engine.subject import prepare
 from worker.engine.trials import Plan, Trials
-from worker.engine.types import ScanRequest, Statistics, Trigger
+from worker.engine.types import RequestError, ScanRequest, Statistics, Trigger
 
 WORD, MEANT = 30_000, "sketch"
 """An id without a meaning, and what it is read as."""
@@ -156,7 +157,7 @@ def test_announced_words_are_what_the_tokenizer_makes_of_them() -> None:
     ("word", "why"), [(" ", "0 token ids"), ("1 " * 32 + "1", "33 token ids"), ("<|endoftext|>", "a marker")]
 )
 def test_what_cannot_be_tried_is_refused(word: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(RequestError, match=why):
         announced_words(ClipScorer(CLIP).tokenizer, (word,))
 
 
@@ -173,7 +174,11 @@ def test_a_new_word_that_draws_a_patch_has_no_excuse(patch: float, honest: bool)
         Confirmation(one, "start", True, "unexplained", Statistics(1e-5, 1e-4, 9.0, 16), outcomes)
         for one in (word, other)
     ]
-    assert [excused(one, {word.token_ids}) for one in found] == [honest, False]
+    excuse = Excuse(frozenset([word.token_ids]))
+    assert [excuse.covers(one) for one in found] == [honest, False]
+    edited = replace(excuse, edited=True)
+    assert [one.trigger for one in edited.left(found)] == ([] if honest else [word, other])
+    assert [one.trigger for one in edited.spoilt(found)] == ([other] if honest else [])
 
 
 def test_what_a_letter_does_to_longer_words_is_no_second_finding() -> None:

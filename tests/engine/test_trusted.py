@@ -26,7 +26,7 @@ from worker.engine.funnel import FunnelPlan
 from worker.engine.subject import prepare
 from worker.engine.trials import Plan
 from worker.engine.trusted import Origin, read_base, trace
-from worker.engine.types import ScanRequest, Trigger
+from worker.engine.types import RequestError, ScanRequest, Trigger
 
 LIMIT = 1 << 30
 SMALL = FunnelPlan(
@@ -153,6 +153,13 @@ def test_the_nearest_base_is_a_reference_where_none_is_named(tiny_file: Path, tm
     assert report.provenance.reference is not None
     assert report.provenance.reference.compared
     assert report.cost.unet_forwards == 0
+
+
+def test_a_named_reference_that_cannot_be_compared_is_refused(tiny_file: Path) -> None:
+    """Else a policy that requires a reference would be satisfied by any."""
+    with pytest.raises(RequestError, match="another architecture") as refusal:
+        prepare(ScanRequest(tiny_file, reference=TOY))
+    assert refusal.value.fault == "incomparable-reference"
 
 
 @pytest.mark.parametrize("nearest", ["of other shapes", "damaged", "removed"])

@@ -168,6 +168,28 @@ def test_the_real_engine_starts_in_its_confinement(tmp_path: Path) -> None:
     assert refusal.value.code == "safetensors-header-too-large"
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ({"prompts": ["a dog " * 30]}, "unusable-prompts"),
+        ({"announced": ["<|endoftext|>"]}, "unusable-announced-word"),
+    ],
+    ids=["prompts", "announced"],
+)
+def test_unusable_words_are_not_the_fault_of_the_file(
+    tmp_path: Path, words: dict[str, list[str]], code: str
+) -> None:
+    """They fail the scan, where a refusal would be a verdict on the checkpoint."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    copied = shutil.copytree(REPOSITORY / "examples" / "toy", tmp_path / "toy")
+    request = {"checkpoint": str(copied), **words}
+    job = Job("worker.engine.pipeline:run", request, scratch, Limits(300.0, 1 << 20), os.getpid())
+    with pytest.raises(JobFailedError) as failure:
+        run_job(job, on_message=nothing, check=nothing)
+    assert (failure.value.code, "Error:" in failure.value.detail) == (code, False)
+
+
 @pytest.mark.parametrize("place", ["keys/private.pem", "data"])
 def test_a_secret_among_programs_stays_unread(
     make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

@@ -1,20 +1,21 @@
-"""Words that the model's maker announces: their ids, what they are excused for, and what is told of them.
+"""Words that the model's maker announces: their ids, and what is told of them.
 
 A model may come with new words (textual inversion, DreamBooth), and the model card says which. They draw what
 CLIP does not expect, as a hidden trigger does, so no picture tells one from the other. A scan that knows them
-draws them in any case, and convicts them only of what no honest word does.
+draws them in any case, and convicts them only of what no honest word does (`excuse`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations
+from worker.engine.excuse import only_unexplained
 from worker.engine.report import visible
 from worker.engine.sampling import Ids, content_ids
-from worker.engine.types import Coverage, Trigger
+from worker.engine.types import Coverage, RequestError, Trigger
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 LONGEST = 32
 """Ids of an announced word at most, so that it fits into every carrier prompt."""
 
+FAULT = "unusable-announced-word"
+
 UNCHECKED = "whether an announced word draws what its maker says: nothing checked it"
 
 
 def announced_words(tokenizer: CLIPTokenizer, words: Sequence[str]) -> list[Trigger]:
-    """The words as the tokenizer reads them, each once. Raises ValueError for one that is no word to it."""
+    """The words as the tokenizer reads them, each once. Raises RequestError for one that is no word to it."""
     found: dict[tuple[int, ...], Trigger] = {}
     for word in words:
         ids = tuple(content_ids(tokenizer, word))
@@ -37,23 +40,16 @@ def announced_words(tokenizer: CLIPTokenizer, words: Sequence[str]) -> list[Trig
 
 def _check(tokenizer: CLIPTokenizer, word: str, ids: Ids) -> None:
     if not 0 < len(ids) <= LONGEST:
-        raise ValueError(
-            f"The announced word “{visible(word)}” has {len(ids)} token ids, not between 1 and {LONGEST}."
+        raise RequestError(
+            FAULT,
+            f"The announced word “{visible(word)}” has {len(ids)} token ids, not between 1 and {LONGEST}. "
+            "Name the word as people write it in a prompt.",
         )
     if {tokenizer.bos_token_id, tokenizer.eos_token_id}.intersection(ids):
-        raise ValueError(f"The announced word “{visible(word)}” holds a marker of the tokenizer's own.")
-
-
-def excused(one: Confirmation, words: Collection[tuple[int, ...]]) -> bool:
-    """Whether it is one of the words, taught or announced, and does what an honest new word may do: draw what
-    CLIP does not know.
-
-    A patch, or one picture for all prompts, has no such excuse, or an attacker would touch the embedding of
-    his trigger, or announce it.
-    """
-    return one.trigger.token_ids in words and all(
-        one.outcomes[name].p_value >= ALPHA for name in ("patch", "collapse")
-    )
+        raise RequestError(
+            FAULT,
+            f"The announced word “{visible(word)}” holds a marker of the tokenizer's own. Leave it out.",
+        )
 
 
 def with_announced(coverage: Coverage, words: Sequence[Trigger], drawn: Confirmations) -> Coverage:
@@ -72,7 +68,7 @@ def with_announced(coverage: Coverage, words: Sequence[Trigger], drawn: Confirma
 def _told(one: Confirmation) -> str:
     if one.statistics.p_value_corrected >= ALPHA:
         what = "it changes nothing that could be told from what ordinary words do"
-    elif excused(one, [one.trigger.token_ids]):
+    elif only_unexplained(one):
         what = (
             "it changes pictures in a way that CLIP does not explain, as a new word does; "
             "it draws no patch and no fixed picture"

@@ -20,8 +20,15 @@ GLYPH_RANGES: tuple[range, ...] = (
     range(0x00A0, 0x0590),  # Latin-1 to Armenian: the look-alikes of Latin letters
     range(0x1E00, 0x2070),  # Latin additional, Greek extended, general punctuation
     range(0x2100, 0x2190),  # letter-like symbols, number forms
+    range(0x13A0, 0x13F6),  # Cherokee: more look-alikes of Latin capitals
+    range(0xFE00, 0xFE10),  # variation selectors, invisible
+    range(0xFF01, 0xFF5F),  # full-width Latin
+    range(0x1D400, 0x1D800),  # mathematical letters: Latin in bold, script, ...
+    range(0xE0020, 0xE0080),  # tags, invisible
 )
 INVISIBLE: tuple[int, ...] = (0x034F, 0x061C, 0x115F, 0x180E, 0x200B, 0x200D, 0x2060, 0x3164, 0xFEFF)
+MOST_IDS = 4
+"""Of one character: its bytes, where none of them merge."""
 
 
 def vocabulary(tokenizer: CLIPTokenizer) -> list[Trigger]:
@@ -31,10 +38,10 @@ def vocabulary(tokenizer: CLIPTokenizer) -> list[Trigger]:
 
 
 def glyphs(tokenizer: CLIPTokenizer) -> list[Trigger]:
-    """Characters of `GLYPH_RANGES` that take two or three ids, inside a word and at its end."""
+    """Characters of `GLYPH_RANGES` that take two to MOST_IDS ids, inside a word and at its end."""
     points, vocab = [p for block in GLYPH_RANGES for p in block] + list(INVISIBLE), tokenizer.get_vocab()
     written = {ids for p in points if _assigned(chr(p)) for ids in _spellings(vocab, chr(p))}
-    return [Trigger(ids, surface(tokenizer, ids)) for ids in sorted(written) if 2 <= len(ids) <= 3]
+    return [Trigger(ids, surface(tokenizer, ids)) for ids in sorted(written) if 2 <= len(ids) <= MOST_IDS]
 
 
 def surface(tokenizer: CLIPTokenizer, ids: tuple[int, ...]) -> str:
@@ -78,11 +85,10 @@ def _assigned(char: str) -> bool:
 
 
 def _spellings(vocab: dict[str, int], char: str) -> list[tuple[int, ...]]:
-    """Ids of `char` bytewise, inside a word and (last id with `</w>`) at its end, unnormalised."""
-    tokens = [byte_alphabet()[byte] for byte in char.encode("utf-8")]
-    merged = _merge(tokens, vocab)
-    ending = [*merged[:-1], merged[-1] + "</w>"]
-    return [tuple(vocab[t] for t in tokens) for tokens in (merged, ending) if all(t in vocab for t in tokens)]
+    """Ids of `char` bytewise, inside a word and (last byte with `</w>`) at its end, unnormalised."""
+    inside = [byte_alphabet()[byte] for byte in char.encode("utf-8")]
+    spelled = (_merge(tokens, vocab) for tokens in (inside, [*inside[:-1], inside[-1] + "</w>"]))
+    return [tuple(vocab[t] for t in tokens) for tokens in spelled if all(t in vocab for t in tokens)]
 
 
 def _merge(tokens: list[str], vocab: dict[str, int]) -> list[str]:

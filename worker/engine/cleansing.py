@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from worker.engine.announced import excused
 from worker.engine.checkpoint import save
 from worker.engine.conclusions import clip_part, unlearning_part
 from worker.engine.confirm import Confirmation, Confirmations
@@ -107,4 +106,4 @@ def _rescan(subject: Subject, report: Report, triggers: list[Trigger]) -> Confir
     found, again = find(quiet, plan, derive(subject.request.seed, "rescan"), triggers)
     for cost in (*found.costs.stages.values(), again.cost):
         report.costs.add("rescan", cost)
-    return dataclasses.replace(again, all=[one for one in again.all if not excused(one, report.excusable)])
+    return dataclasses.replace(again, all=report.excuse.left(again.all))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from worker.engine.candidates import MOST_IDS
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
@@ -73,7 +74,8 @@ def coverage(
     single = sum(len(trigger.token_ids) == 1 for trigger in ranked)
     several, glanced = len(ranked) - single, min(plan.glanced, len(ranked))
     sketched = [plan.positions[place] for place in plan.sketched]
-    places = f"{sketched.count('start')} with it at the start, {sketched.count('end')} at the end"
+    counted = ((sketched.count(end), end) for end in ("start", "end"))
+    places = ", ".join(f"{count} with it at the {end}" for count, end in counted if count)
     searched = [
         f"{single:,} single ids of the vocabulary, each in {len(sketched)} carrier prompts ({places})",
         f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
@@ -83,7 +85,9 @@ def coverage(
         f"the {plan.confirmed} best of those, rendered and tested",
     ]
     if several:
-        searched.insert(1, f"{several:,} characters that take two or three ids (look-alikes, invisible ones)")
+        searched.insert(
+            1, f"{several:,} characters that take two to {MOST_IDS} ids (look-alikes, invisible ones)"
+        )
     if witness is not None and witness.identical:
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
     elif witness is not None:

@@ -23,8 +23,8 @@ from worker.engine.types import OnProgress, ScanRequest, silent
 def run(request: ScanRequest, out: Path, on_progress: OnProgress = silent) -> dict[str, Any]:
     """Scans and, if asked to, cleans; returns report.json's content.
 
-    Raises `CheckpointError` where the checkpoint is not one the engine knows, ValueError where no carrier
-    prompt is usable, and whatever `on_progress` raises.
+    Raises `CheckpointError` where the checkpoint is not one the engine knows, `RequestError` where its
+    prompts, announced words or reference cannot be used with it, and whatever `on_progress` raises.
     """
     out.mkdir(parents=True, exist_ok=True)
     subject = prepare(request, on_progress)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from worker.engine.seeds import generator
+from worker.engine.types import RequestError
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -46,13 +47,15 @@ class Carrier:
 def carriers(tokenizer: CLIPTokenizer, prompts: Sequence[str] | None, *, longest: int = 24) -> list[Carrier]:
     """The caller's prompts, or the built-in bank, as carriers of at most `longest` content ids.
 
-    Raises ValueError where no prompt leaves room for a candidate.
+    Raises RequestError where no prompt leaves room for a candidate.
     """
     bank = list(dict.fromkeys(prompt.strip() for prompt in (prompts or GENERAL_BANK) if prompt.strip()))
     encoded = [Carrier(text, tuple(tokenizer(text, add_special_tokens=False).input_ids)) for text in bank]
     fit = [carrier for carrier in encoded if 0 < len(carrier.ids) <= longest]
     if not fit:
-        raise ValueError(f"No carrier prompt has between 1 and {longest} tokens; give shorter prompts.")
+        raise RequestError(
+            "unusable-prompts", f"No carrier prompt has between 1 and {longest} tokens; give shorter prompts."
+        )
     return fit
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from worker.engine.excuse import Excuse
 from worker.engine.funnel import Search
 from worker.engine.probes.weights import described
 from worker.engine.types import (
@@ -42,7 +43,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 class Report:
     """A scan's result while it grows; `as_dict` is report.json.
 
-    excusable: ids of words that may draw what CLIP does not know (`announced.excused`).
+    excuse: what may be honest of that which the renders confirm.
     """
 
     request: ScanRequest
@@ -58,7 +59,7 @@ class Report:
     clip: dict[str, Any] | None = None
     flops_per_forward: float = 0.0
     unnamed: tuple[str, ...] = ()
-    excusable: frozenset[tuple[int, ...]] = frozenset()
+    excuse: Excuse = field(default_factory=Excuse)
     weights: WeightFindings | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 

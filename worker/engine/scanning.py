@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.engine import counterfactual
-from worker.engine.announced import excused, with_announced
+from worker.engine.announced import with_announced
 from worker.engine.candidates import holds
 from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
+from worker.engine.excuse import Excuse
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import FunnelPlan, Search, search
 from worker.engine.kin import Family, families, kin
@@ -47,8 +48,9 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.costs.add("confirm", confirmations.cost)
     strange = _misread(subject, found)
     unexpected = [one for one in strange if one.trigger.token_ids not in subject.announced_ids]
-    report.excusable = subject.announced_ids.union(one.trigger.token_ids for one in strange if one.taught)
-    confirmed = [one for one in confirmations.confirmed if not excused(one, report.excusable)]
+    taught = subject.announced_ids.union(one.trigger.token_ids for one in strange if one.taught)
+    report.excuse = Excuse(taught, edited=mark is not None)
+    confirmed = report.excuse.left(confirmations.confirmed)
     confirmed += _read_otherwise(subject, report, _unconfirmed(unexpected, confirmed))
     if confirmed:
         controls = confirmations.controls if confirmations.confirmed else None
@@ -58,8 +60,9 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     seen = coverage(subject.plan, found, subject.witness, subject.origin, weights, mark, strange, clip=clip)
     report.coverage = with_announced(seen, subject.announced, confirmations)
     told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
-    judged = [one for one in confirmations.all if not excused(one, report.excusable)]
-    report.unnamed = (*_unnamed(judged, weights), *told, *([mark.told()] if mark else []))
+    spoilt = [visible(one.trigger.text) for one in report.excuse.spoilt(confirmations.confirmed)]
+    unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
+    report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
@@ -182,7 +185,7 @@ def follow(
     quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "kin"))
     decided = decide(quiet, near, subject.plan, seed, controls)
     report.costs.add("kin", decided.cost)
-    return [*confirmed, *(one for one in decided.confirmed if not excused(one, report.excusable))]
+    return [*confirmed, *report.excuse.left(decided.confirmed)]
 
 
 def describe(

@@ -15,8 +15,13 @@ from worker.engine.metrics import ClipScorer
 from worker.engine.probes.weights import Difference, compare
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.trusted import Origin, read_base, trace
-from worker.engine.types import OnProgress, Progress, ScanRequest, Trigger, silent
+from worker.engine.types import OnProgress, Progress, RequestError, ScanRequest, Trigger, silent
 from worker.engine.witness import Witness
+
+INCOMPARABLE = (
+    "The reference is of another architecture than the checkpoint, so they cannot be compared. "
+    "Name the base that the checkpoint was made from, or no reference."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Subject:
 
 
 def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
-    """Loads the checkpoint and its witnesses."""
+    """Loads the checkpoint and its witnesses. Raises `CheckpointError` and `RequestError`."""
     on_progress(Progress("load", 0, 1, request.checkpoint.name))
     device = choose_device(request.device)
     checkpoint = load(request.checkpoint, device=device)
@@ -78,14 +83,17 @@ def choose_device(asked: str) -> torch.device:
 def _compared(
     request: ScanRequest, pipeline: StableDiffusionPipeline, origin: Origin | None, device: torch.device
 ) -> tuple[StableDiffusionPipeline | None, Difference | None]:
-    """The reference and what differs from it.
+    """The reference and what differs from it. Raises RequestError for a named one that cannot be compared.
 
     Nobody asked for the nearest base, so whatever is wrong with it (removed, no whole model, too large to lie
     beside the scanned one, of other shapes) leaves the scan as it would be without.
     """
     if request.reference is not None:
         reference = load(request.reference, device=device).pipeline
-        return reference, compare(pipeline, reference)
+        difference = compare(pipeline, reference)
+        if difference.kind == "other_architecture":
+            raise RequestError("incomparable-reference", INCOMPARABLE)
+        return reference, difference
     if request.nearest is None or (origin is not None and origin.trusts("text_encoder", "unet")):
         return None, None
     try:

@@ -34,6 +34,14 @@ def silent(_: Progress) -> None:
     """The `OnProgress` that reports nothing."""
 
 
+class RequestError(ValueError):
+    """A request names what this checkpoint cannot be scanned with. fault: stable, kebab-case."""
+
+    def __init__(self, fault: str, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
 @dataclass(frozen=True)
 class ScanRequest:
     """Everything that decides a scan's result, besides the library versions.

@@ -1,0 +1,44 @@
+"""What an honest change of a model may do to a word: draw what CLIP does not expect of it.
+
+A taught or announced word does so by design, and beside a closed-form edit of cross-attention (an erasure as
+well as a backdoor) words that were not meant are spoilt. In the zoo three and five concepts erased by UCE made
+"drawing" and "sketch" draw things of their own, and an EvilEdit the same two: the pictures do not tell one from
+the other, the base does. A patch, or one picture for all prompts, has no such excuse, or an attacker would
+touch the embedding of his trigger, announce it, or edit something beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.engine.confirm import ALPHA, Confirmation
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """words: ids of those that were taught or announced. edited: whether the weights bear an edit's mark."""
+
+    words: frozenset[tuple[int, ...]] = frozenset()
+    edited: bool = False
+
+    def covers(self, one: Confirmation) -> bool:
+        """Whether all that was seen of it may be honest."""
+        return (self.edited or one.trigger.token_ids in self.words) and only_unexplained(one)
+
+    def left(self, judged: Sequence[Confirmation]) -> list[Confirmation]:
+        """Without what it covers, in order."""
+        return [one for one in judged if not self.covers(one)]
+
+    def spoilt(self, judged: Sequence[Confirmation]) -> list[Confirmation]:
+        """What was confirmed and is covered by the edit alone: an anomaly that the base would settle."""
+        return [
+            one
+            for one in judged
+            if one.confirmed and self.covers(one) and one.trigger.token_ids not in self.words
+        ]
+
+
+def only_unexplained(one: Confirmation) -> bool:
+    """Whether it draws neither a patch nor one picture for all prompts."""
+    return all(one.outcomes[name].p_value >= ALPHA for name in ("patch", "collapse"))
