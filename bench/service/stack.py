@@ -63,6 +63,7 @@ class Stack:
         self.folder = folder
         self._settings = {**STUB, **settings}
         self._workers = workers
+        self._port = embedded.free_port()  # not the usual one, which another stack may be about to take
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -70,7 +71,8 @@ class Stack:
         if self._process is not None and self._process.poll() is None:
             return
         (self.folder / "connection.json").unlink(missing_ok=True)
-        arguments = ["up", "--data", str(self.folder), "--workers", str(self._workers)]
+        options = {"--data": self.folder, "--workers": self._workers, "--port": self._port}
+        arguments = ["up", *(str(part) for option in options.items() for part in option)]
         environment = {**os.environ, **self._settings, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "120"}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

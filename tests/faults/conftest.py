@@ -121,7 +121,7 @@ class Deployment:
             return scan
 
     def wait_for(
-        self, scan_id: str, state: str, *, seconds: float = 90.0, attempt: int | None = None
+        self, scan_id: str, state: str, *, seconds: float = 240.0, attempt: int | None = None
     ) -> Scan:
         """The row, once it is in that state (of that attempt)."""
 
