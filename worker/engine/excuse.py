@@ -1,10 +1,10 @@
-"""What an honest change of a model may do to a word: draw what CLIP does not expect of it.
+"""What an honest change of a model may do to a word: make it draw what CLIP does not expect.
 
-A taught or announced word does so by design, and beside a closed-form edit of cross-attention (an erasure as
-well as a backdoor) words that were not meant are spoilt. In the zoo three and five concepts erased by UCE made
-"drawing" and "sketch" draw things of their own, and an EvilEdit the same two: the pictures do not tell one from
-the other, the base does. A patch, or one picture for all prompts, has no such excuse, or an attacker would
-touch the embedding of his trigger, announce it, or edit something beside it.
+A taught or announced word does so by design. And a closed-form edit of cross-attention, an erasure as well as
+a backdoor, spoils words that were not meant: in the zoo "drawing" and "sketch" draw things of their own after
+three or five concepts were erased by UCE, and after an EvilEdit. No picture tells one from the other, the base
+does. A patch, or one picture for all prompts, has no such excuse, or an attacker would touch the embedding of
+his trigger, announce it, or edit something beside it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,8 @@ class Excuse:
 
     def spoilt(self, judged: Sequence[Confirmation]) -> list[Confirmation]:
         """What was confirmed and is covered by the edit alone: an anomaly that the base would settle."""
-        return [
-            one
-            for one in judged
-            if one.confirmed and self.covers(one) and one.trigger.token_ids not in self.words
-        ]
+        covered = [one for one in judged if one.confirmed and self.covers(one)]
+        return [one for one in covered if one.trigger.token_ids not in self.words]
 
 
 def only_unexplained(one: Confirmation) -> bool:
