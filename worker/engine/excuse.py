@@ -2,9 +2,9 @@
 
 A taught or announced word does so by design. And a closed-form edit of cross-attention, an erasure as well as
 a backdoor, spoils words that were not meant: in the zoo "drawing" and "sketch" draw things of their own after
-three or five concepts were erased by UCE, and after an EvilEdit. No picture tells one from the other, the base
-does. A patch, or one picture for all prompts, has no such excuse, or an attacker would touch the embedding of
-his trigger, announce it, or edit something beside it.
+three or five concepts were erased by UCE, and after an EvilEdit. No picture tells one from the other; the
+base does. A patch, or one picture for all prompts, has no such excuse, or an attacker would touch the
+embedding of his trigger, announce it, or edit something beside it.
 """
 
 from __future__ import annotations
