@@ -37,6 +37,9 @@ from worker.engine.types import Budget, Finding, ScanRequest, Trigger, Verdict
 
 KIND = Kind("detection", ("worker.engine.scanning",))
 SEEDS = (0, 1, 2)
+LEAST_SUCCESS = 0.8
+"""Of an attack; one that works less often counts neither as found nor as missed."""
+
 VERDICTS = ("pass", "inconclusive", "fail")
 GROUPS = {
     "without_reference": "Without a reference",
@@ -69,7 +72,8 @@ def models(folders: Iterable[Path]) -> Iterator[Model]:
                 continue
             truth = path.with_suffix(".truth.json")
             told = json.loads(truth.read_text()) if truth.exists() else None
-            yield Model(path.stem, path, told)
+            if told is None or told["success"]["value"] >= LEAST_SUCCESS:
+                yield Model(path.stem, path, told)
 
 
 def examine(model: Model, budget: Budget, seed: int, reference: Path | None) -> dict[str, Any]:
