@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTS  := $(VENV)/.installed-dev
 
-# Two processes, each with servers of its own; the longest files come first in the tree's order.
+# Two processes, each with servers of its own; in the tree's order, so that the longest files are not the last.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_OFFLINE := 1

@@ -71,8 +71,8 @@ class Stack:
         if self._process is not None and self._process.poll() is None:
             return
         (self.folder / "connection.json").unlink(missing_ok=True)
-        options = {"--data": self.folder, "--workers": self._workers, "--port": self._port}
-        arguments = ["up", *(str(part) for option in options.items() for part in option)]
+        arguments = ["up", "--data", str(self.folder), "--workers", str(self._workers)]
+        arguments += ["--port", str(self._port)]
         environment = {**os.environ, **self._settings, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "120"}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -74,10 +74,10 @@ def coverage(
     single = sum(len(trigger.token_ids) == 1 for trigger in ranked)
     several, glanced = len(ranked) - single, min(plan.glanced, len(ranked))
     sketched = [plan.positions[place] for place in plan.sketched]
-    ends = [f"{count} at the {end}" for end in ("start", "end") if (count := sketched.count(end))]
-    placed = ", ".join(ends).replace(" ", " with it ", 1)
+    at_end = sketched.count("end")
+    places = f"{len(sketched) - at_end} with it at the start" + (f", {at_end} at the end" if at_end else "")
     searched = [
-        f"{single:,} single ids of the vocabulary, each in {len(sketched)} carrier prompts ({placed})",
+        f"{single:,} single ids of the vocabulary, each in {len(sketched)} carrier prompts ({places})",
         f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
         f"{glanced:,} that look most anomalous to first order, seen exactly in one carrier prompt",
         f"the {plan.exact} most anomalous, measured exactly in {len(plan.positions)}",
