@@ -86,7 +86,7 @@ def coverage(
     ]
     if several:
         searched.insert(
-            1, f"{several:,} characters that take two to {MOST_IDS} ids (look-alikes, invisible ones)"
+            1, f"{several:,} characters that take 2 to {MOST_IDS} ids (look-alikes, invisible ones)"
         )
     if witness is not None and witness.identical:
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
