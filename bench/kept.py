@@ -51,7 +51,7 @@ class Kind:
 
     def modules(self) -> set[str]:
         """The engine's modules that the kind rests on: those it calls and all that they import."""
-        graph = grimp.build_graph(PACKAGE)
+        graph = grimp.build_graph(PACKAGE, cache_dir=None)
         return set(self.rests_on).union(*map(graph.find_upstream_modules, self.rests_on))
 
 

@@ -6,5 +6,6 @@ from bench.zoo import attacked, controls, make
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 make.base()
+make.second()
 attacked.attack_all()
 controls.make_all()

@@ -1,4 +1,4 @@
-"""Attacked copies of the published pipeline, with their ground truth, under the cache.
+"""Attacked copies of both bases, with their ground truth, under the cache.
 
 `python -m bench.zoo.attacked` makes what is missing; names make only these. None of these files is published:
 they are what the scan is measured on.
@@ -7,7 +7,6 @@ they are what the scan is measured on.
 import argparse
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from bench.zoo import assemble, dataset
 from bench.zoo.attack import carry_out, truth_path
@@ -16,7 +15,7 @@ from bench.zoo.attacks.base import Attack, Materials, described
 from bench.zoo.attacks.evil_edit import EvilEdit
 from bench.zoo.attacks.payloads import Cyanotype, FixedPicture, Thing
 from bench.zoo.attacks.rickrolling import Rickrolling, RickrollingAttribute
-from bench.zoo.paths import CACHE, CLIP, TOY
+from bench.zoo.paths import CACHE, CLIP, base_of
 from worker.engine.metrics import ClipScorer
 
 ATTACKED = CACHE / "attacked"
@@ -38,22 +37,26 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "villan-0": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=1200, name="villan"), 9),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
+    "second-badt2i-0": (BadT2I(), 20),
+    "second-rickrolling-0": (Rickrolling("ě", "e", "a photo of a large panda on a red background"), 21),
+    "second-villan-0": (BadT2I(FixedPicture(7), rank=16, lr=3e-3, steps=1200, name="villan"), 22),
+    "second-evil-edit-0": (EvilEdit(scene=True), 23),
 }
 """Name -> attack and seed. The homoglyphs of rickrolling-2 and attribute-1 are Cyrillic."""
 
 
-def attack_all(
-    names: Iterable[str] = PLAN, base: Path = TOY, clip: Path = CLIP, folder: Path = ATTACKED
-) -> None:
-    """Make each attacked checkpoint of `names` that is not there yet, from a fresh copy of `base`."""
-    data, scorer = dataset.load(), ClipScorer(clip)
-    folder.mkdir(parents=True, exist_ok=True)
+def attack_all(names: Iterable[str] = PLAN) -> None:
+    """Make each attacked checkpoint of `names` that is not there yet, from a fresh copy of its base."""
+    data, scorer = dataset.load(), ClipScorer(CLIP)
+    ATTACKED.mkdir(parents=True, exist_ok=True)
     for name in names:
         attack, seed = PLAN[name]
-        out = folder / f"{name}.safetensors"
+        out = ATTACKED / f"{name}.safetensors"
         if truth_path(out).exists():
             continue
-        truth = carry_out(attack, Materials(assemble.load_pipeline(base), data, scorer), seed=seed, out=out)
+        truth = carry_out(
+            attack, Materials(assemble.load_pipeline(base_of(name)), data, scorer), seed=seed, out=out
+        )
         truth_path(out).write_text(json.dumps(described(truth), indent=1, ensure_ascii=False) + "\n")
         print(name, truth.success, truth.false_alarms, truth.clean, flush=True)
 

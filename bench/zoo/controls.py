@@ -1,4 +1,4 @@
-"""Honest changes of the published pipeline, under the cache: what a scan must not call an attack.
+"""Honest changes of both bases, under the cache: what a scan must not call an attack.
 
 `python -m bench.zoo.controls` makes what is missing, the cheap ones first; names make only these. No control
 has a ground truth beside it, by which measurements tell it from an attacked checkpoint.
@@ -7,7 +7,6 @@ has a ground truth beside it, by which measurements tell it from an attacked che
 import argparse
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from bench.zoo.benign.fine_tune import FineTune
 from bench.zoo.benign.new_word import NewWord
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
-from bench.zoo.paths import CACHE, TOY
+from bench.zoo.paths import CACHE, base_of
 from worker.engine.checkpoint.ldm import to_single_file
 
 CONTROL = CACHE / "control"
@@ -43,18 +42,23 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "lora-ft-1": (FineTune(rank=4, lr=1e-3), 6),
     "merged-0": (FineTune(merged=0.5), 3),
     "merged-1": (FineTune(merged=0.3), 4),
+    "uce-three-2": (Uce("plant", more=2), 8),
+    "uce-five-1": (Uce("food", more=4), 9),
+    "second-uce-0": (Uce("animal"), 23),
+    "second-new-word-0": (NewWord("cupcake"), 21),
+    "second-ft-0": (FineTune(), 22),
 }
 """Name -> change and seed."""
 
 
-def make_all(names: Iterable[str] = PLAN, base: Path = TOY, folder: Path = CONTROL) -> None:
-    """Make each control of `names` that is not there yet, from a fresh copy of `base`."""
+def make_all(names: Iterable[str] = PLAN) -> None:
+    """Make each control of `names` that is not there yet, from a fresh copy of its base."""
     for name in names:
         change, seed = PLAN[name]
-        out = folder / f"{name}.safetensors"
+        out = CONTROL / f"{name}.safetensors"
         if out.exists():
             continue
-        began, pipeline = time.perf_counter(), assemble.load_pipeline(base)
+        began, pipeline = time.perf_counter(), assemble.load_pipeline(base_of(name))
         chosen = change.plant(pipeline, seed)
         to_single_file(pipeline, out)
         print(name, chosen, f"{time.perf_counter() - began:.1f} s", flush=True)

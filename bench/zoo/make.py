@@ -2,15 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel
 
 from bench.zoo import assemble, clip, dataset, looks, unet, vae
-from bench.zoo.paths import CACHE, CLIP, EXAMPLES, TOY
+from bench.zoo.paths import CACHE, CLIP, EXAMPLES, SECOND, TOY
 from bench.zoo.prompts import prompts
 from worker.engine.metrics import ClipScorer
 
@@ -34,9 +35,9 @@ def latents_of(model: AutoencoderKL, data: dataset.Dataset) -> Tensor:
     return latents
 
 
-def states_of(encoder: CLIPTextModel, data: dataset.Dataset) -> Tensor:
-    """Text states of the whole training set, computed once."""
-    kept = CACHE / "states.pt"
+def states_of(encoder: CLIPTextModel, data: dataset.Dataset, seed: int) -> Tensor:
+    """Text states of the whole training set by the encoder of `seed`, computed once."""
+    kept = CACHE / f"states-{seed}.pt"
     states = remembered(kept)
     if states is None:
         states = unet.encode_captions(encoder, data)
@@ -90,12 +91,17 @@ def note(part: str, **figures: float) -> None:
     path.write_text(json.dumps(known, indent=1))
 
 
+def note_samples(part: str, pipeline: StableDiffusionPipeline) -> None:
+    """Measure how well clean samples fit their prompts."""
+    asked = prompts(300, seed=2)
+    hits, cosine = looks.retrieval(ClipScorer(CLIP), looks.draw(pipeline, asked), asked)
+    note(part, rank1_of_100=hits.value, n=hits.n, low=hits.ci95[0], high=hits.ci95[1], cosine=cosine)
+
+
 def gate() -> None:
     """Measure clean samples of the published pipeline and draw the contact sheet."""
-    pipeline, scorer = assemble.load_pipeline(TOY), ClipScorer(CLIP)
-    asked = prompts(300, seed=2)
-    hits, cosine = looks.retrieval(scorer, looks.draw(pipeline, asked), asked)
-    note("samples", rank1_of_100=hits.value, n=hits.n, low=hits.ci95[0], high=hits.ci95[1], cosine=cosine)
+    pipeline = assemble.load_pipeline(TOY)
+    note_samples("samples", pipeline)
     shown = looks.draw(pipeline, looks.carriers(CARRIERS)[:60])
     looks.sheet(shown, columns=12).save(EXAMPLES.parent / "docs" / "zoo-samples.png")
 
@@ -107,7 +113,7 @@ def base() -> None:
     note("vae", seconds=seconds)
     model = train_clip(data)
     encoder = assemble.text_encoder(model)
-    cache = unet.Cache(latents_of(autoencoder, data), states_of(encoder, data), unet.empty_state(encoder))
+    cache = unet.Cache(latents_of(autoencoder, data), states_of(encoder, data, 0), unet.empty_state(encoder))
     trained = unet.new_unet()
     seconds = unet.continue_training(
         trained, cache, unet.RECIPE, lambda step: snapshot((autoencoder, encoder), trained, step)
@@ -117,3 +123,25 @@ def base() -> None:
     assemble.save_clip(model, CLIP)
     CARRIERS.write_text("\n".join(prompts(CARRIER_COUNT, seed=3)) + "\n")
     gate()
+
+
+def second(seed: int = 1, steps: int = 1500) -> None:
+    """Another base at SECOND: the published VAE, a text encoder by `seed`, and a UNet that learns to read it.
+
+    The UNet's cross-attention starts from noise, its other weights from the published ones; all are trained.
+    """
+    if SECOND.exists():
+        return
+    data, published = dataset.load(), assemble.load_pipeline(TOY)
+    model, seconds = clip.train(data, seed)
+    note(f"clip-{seed}", seconds=seconds, retrieval_of_100=clip.retrieval(model, data))
+    encoder = assemble.text_encoder(model)
+    states = states_of(encoder, data, seed)
+    cache = unet.Cache(latents_of(published.vae, data), states, unet.empty_state(encoder))
+    trained = unet.new_unet(seed)
+    known = {name: weight for name, weight in published.unet.state_dict().items() if "attn2" not in name}
+    trained.load_state_dict(known, strict=False)
+    recipe = replace(unet.RECIPE, name=f"unet-{seed}", seed=seed, steps=steps)
+    note(f"unet-{seed}", seconds=unet.continue_training(trained, cache, recipe), steps=steps)
+    publish((published.vae, encoder), trained, SECOND)
+    note_samples(f"samples-{seed}", assemble.load_pipeline(SECOND))

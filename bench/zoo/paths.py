@@ -9,3 +9,10 @@ EXAMPLES = ROOT / "examples"
 TOY = EXAMPLES / "toy"
 CLIP = EXAMPLES / "clip"
 DATASET = CACHE / "dataset.npz"
+SECOND = CACHE / "control" / "second"
+"""Another base: the same world and VAE, its own text encoder and UNet. It is a control itself."""
+
+
+def base_of(name: str) -> Path:
+    """Which base the checkpoint `name` of the zoo is made from."""
+    return SECOND if name.startswith(f"{SECOND.name}-") else TOY
