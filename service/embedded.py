@@ -40,7 +40,7 @@ from service.connection import DEFAULT_FOLDER, Connection, write_private
 from service.db import migrate, tenants
 from service.db.session import Database
 from service.reports import signing
-from service.supervisor import Service, Supervisor, exclusive
+from service.supervisor import Service, StartError, Supervisor, exclusive
 
 DEFAULT_PORT = 8000
 HOST = "127.0.0.1"
@@ -76,21 +76,25 @@ def run(options: Options, *, stop: threading.Event, on_ready: Callable[[Connecti
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
         supervisor = Supervisor(folder)
-        try:
-            connection = Stack(folder, options, supervisor).start()
-            on_ready(connection)
-            supervisor.watch(stop)
-        finally:
-            supervisor.stop()
+        with _listener(options.port) as listener:
+            try:
+                connection = Stack(folder, options, supervisor, listener).start()
+                on_ready(connection)
+                supervisor.watch(stop)
+            finally:
+                supervisor.stop()
 
 
 class Stack:
-    """The services of one folder, in the order in which they need each other."""
+    """The services of one folder, in the order in which they need each other. listener: the API's address."""
 
-    def __init__(self, folder: Path, options: Options, supervisor: Supervisor) -> None:
+    def __init__(
+        self, folder: Path, options: Options, supervisor: Supervisor, listener: socket.socket
+    ) -> None:
         self._folder = folder
         self._options = options
         self._supervisor = supervisor
+        self._listener = listener
         self._secrets = _secrets(folder)
 
     def start(self) -> Connection:
@@ -99,8 +103,9 @@ class Stack:
         redis_url = os.environ.get("SAUSCAN_REDIS_URL") or self._start_valkey()
         api_key = self._prepare_database(database_url)
         environment = self._environment(database_url, redis_url)
-        connection = Connection(f"http://{HOST}:{self._port()}", api_key)
-        for service in _python_services(environment, connection.url, self._options.workers):
+        connection = Connection(f"http://{HOST}:{self._listener.getsockname()[1]}", api_key)
+        address = (connection.url, self._listener.fileno())
+        for service in _python_services(environment, *address, self._options.workers):
             self._supervisor.start(service)
         connection.write(self._folder)
         return connection
@@ -120,11 +125,6 @@ class Stack:
             "SAUSCAN_DATA_DIR": str(self._folder),
             "SAUSCAN_SIGNING_KEY": signing_key,
         }
-
-    def _port(self) -> int:
-        if self._options.port is not None:
-            return self._options.port
-        return DEFAULT_PORT if _is_free(DEFAULT_PORT) else free_port()
 
     def _prepare_database(self, url: str) -> str:
         """Bring the schema up to date; returns the API key of earlier starts, or a new one."""
@@ -166,15 +166,14 @@ class Stack:
         return url
 
 
-def _python_services(environment: Mapping[str, str], url: str, workers: int) -> list[Service]:
+def _python_services(environment: Mapping[str, str], url: str, listener: int, workers: int) -> list[Service]:
     """The API, the relay with the reaper, and the workers."""
     python = [sys.executable, "-m"]
-    host, port = url.removeprefix("http://").split(":")
-    api = [*python, "uvicorn", "service.main:create_app", "--factory", "--host", host, "--port", port]
+    api = [*python, "uvicorn", "service.main:create_app", "--factory", "--fd", str(listener)]
     api += ["--timeout-graceful-shutdown", "3"]  # an event stream would hold the door open
     names = ["worker", *(f"worker-{number}" for number in range(2, workers + 1))]
     return [
-        Service("api", api, environment, ready=lambda: _is_healthy(url)),
+        Service("api", api, environment, ready=lambda: _is_healthy(url), sockets=(listener,)),
         Service("events", [*python, "service.events"], environment),
         *(Service(name, [*python, *_worker(name)], environment, stop_seconds=60.0) for name in names),
     ]
@@ -321,14 +320,22 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _listener(port: int | None) -> socket.socket:
+    """The API's address, taken before the API starts, so that no other server can answer in its place.
+
+    port: by default the usual one, or a free one where that is taken. Raises StartError.
+    """
+    ports = (DEFAULT_PORT, 0) if port is None else (port,)
+    for number in ports:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            listener.bind((HOST, number))
         except OSError:
-            return False
-    return True
+            listener.close()
+        else:
+            return listener
+    raise StartError(f"port {ports[0]} is taken by another program: choose another one with --port")
 
 
 def free_port() -> int:

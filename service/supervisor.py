@@ -46,7 +46,8 @@ class FolderInUseError(RuntimeError):
 class Service:
     """One child. `ready` is asked until it is true; `stop_signal` ends it within `stop_seconds`.
 
-    user: run as this account (a server that refuses to be root).
+    user: run as this account (a server that refuses to be root). sockets: open files that it inherits, which
+    stay open here: a port is the service's own from before its first start, and between two of them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Service:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 15.0
     user: str | None = None
+    sockets: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -71,7 +73,10 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 class Supervisor:
-    """Keeps services running. `folder/run` holds their process files, `folder/logs` their output."""
+    """Keeps services running. `folder/run` holds their process files, `folder/logs` their output.
+
+    What outlived an earlier run in the folder is ended at once.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._run = folder / "run"
@@ -79,11 +84,12 @@ class Supervisor:
         self._running: list[_Child] = []
         for path in (self._run, self._logs):
             path.mkdir(parents=True, exist_ok=True)
+        for path in self._run.glob("*.json"):
+            _end_leftover(path)
 
     def start(self, service: Service) -> None:
         """Start a service and return when it is ready. Raises StartError."""
         child = _Child(service, self._run / f"{service.name}.json", self._logs / f"{service.name}.log")
-        child.end_leftover()
         child.start()
         self._running.append(child)
         child.wait_until_ready()
@@ -122,10 +128,16 @@ class _Child:
                 group=self._service.user,
                 extra_groups=None if self._service.user is None else [],
                 start_new_session=True,
+                pass_fds=self._service.sockets,
                 preexec_fn=_dies_with_parent(self._service.stop_signal),
             )
         self._started = time.monotonic()
-        identity = {"pid": self._process.pid, "created": psutil.Process(self._process.pid).create_time()}
+        identity = {
+            "pid": self._process.pid,
+            "created": psutil.Process(self._process.pid).create_time(),
+            "stop_signal": self._service.stop_signal,
+            "stop_seconds": self._service.stop_seconds,
+        }
         write_private(self._process_file, json.dumps(identity))
 
     def wait_until_ready(self) -> None:
@@ -155,35 +167,36 @@ class _Child:
     def stop(self) -> None:
         assert self._process is not None
         if self._process.poll() is None:
-            _end(psutil.Process(self._process.pid), self._service)
+            _end(psutil.Process(self._process.pid), self._service.stop_signal, self._service.stop_seconds)
         self._process.wait()
         self._process_file.unlink(missing_ok=True)
-
-    def end_leftover(self) -> None:
-        """End the child of an earlier run that outlived it."""
-        try:
-            identity = json.loads(self._process_file.read_text())
-            process = psutil.Process(identity["pid"])
-        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
-            return
-        if process.create_time() == identity["created"]:
-            _log.warning("ending a leftover", service=self._service.name, pid=process.pid)
-            _end(process, self._service)
 
     def _log_tail(self, lines: int = 12) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _end(process: psutil.Process, service: Service) -> None:
+def _end_leftover(process_file: Path) -> None:
+    """End the child of an earlier run that outlived it."""
+    try:
+        identity = json.loads(process_file.read_text())
+        process = psutil.Process(identity["pid"])
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        return
+    if process.create_time() == identity["created"]:
+        _log.warning("ending a leftover", service=process_file.stem, pid=process.pid)
+        _end(process, identity["stop_signal"], identity["stop_seconds"])
+
+
+def _end(process: psutil.Process, stop_signal: int, stop_seconds: float) -> None:
     """Ask a process to stop, and kill it with its descendants if it does not."""
     family = [*process.children(recursive=True), process]
     try:
-        process.send_signal(service.stop_signal)
-        process.wait(service.stop_seconds)
+        process.send_signal(stop_signal)
+        process.wait(stop_seconds)
     except psutil.NoSuchProcess:
         pass
     except psutil.TimeoutExpired:
-        _log.warning("service does not stop, killing it", service=service.name)
+        _log.warning("service does not stop, killing it", pid=process.pid)
     for member in family:
         if member.is_running():
             member.kill()

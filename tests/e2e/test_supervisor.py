@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from bench.service.stack import until
+from service.embedded import HOST, Options, run
 from service.supervisor import FolderInUseError, Service, StartError, Supervisor, exclusive
 from tests.faults.conftest import REPOSITORY
 
@@ -87,20 +89,21 @@ def test_a_service_that_is_never_ready_is_given_up(supervisor: Supervisor) -> No
 
 
 def test_what_outlived_an_earlier_run_is_ended(supervisor: Supervisor, tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "600"], start_new_session=True) as leftover:
-        identity = {"pid": leftover.pid, "created": psutil.Process(leftover.pid).create_time()}
-        (tmp_path / "run" / "sleeper.json").write_text(json.dumps(identity))
-        supervisor.start(SLEEPER)
-        assert not psutil.pid_exists(leftover.pid)
+    supervisor.start(SLEEPER)
+    leftover = running(tmp_path)
+    assert leftover is not None
+    Supervisor(tmp_path)
+    assert not leftover.is_running() or leftover.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_number_that_is_another_process_now_is_spared(supervisor: Supervisor, tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "600"]) as stranger:
-        identity = {"pid": stranger.pid, "created": 1.0}
-        (tmp_path / "run" / "sleeper.json").write_text(json.dumps(identity))
-        supervisor.start(SLEEPER)
-        assert stranger.poll() is None
-        stranger.kill()
+    supervisor.start(SLEEPER)
+    process_file = tmp_path / "run" / "sleeper.json"
+    process_file.write_text(json.dumps(json.loads(process_file.read_text()) | {"created": 1.0}))
+    Supervisor(tmp_path)
+    stranger = running(tmp_path)
+    assert stranger is not None
+    assert stranger.is_running()
 
 
 def test_one_folder_has_one_owner(tmp_path: Path) -> None:
@@ -118,3 +121,12 @@ def test_services_die_with_a_killed_supervisor(tmp_path: Path) -> None:
         service = until(lambda: running(tmp_path), what="the service")
         owner.kill()
         until(lambda: not service.is_running() or service.status() == psutil.STATUS_ZOMBIE, what="its end")
+
+
+def test_a_port_of_another_server_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        port = other.getsockname()[1]
+        with pytest.raises(StartError, match=f"port {port} is taken"):
+            run(Options(tmp_path, port), stop=threading.Event(), on_ready=lambda _: None)
+    assert not (tmp_path / "postgres").exists()
