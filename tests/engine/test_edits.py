@@ -122,6 +122,8 @@ def test_several_words_of_one_erasure_are_read_together(make_pipeline: Make, wor
     assert {edit.trigger.token_ids for edit in weights.named} == {(CAT,), (DOG,), (TREE,)}
     assert weights.suspects == []
     assert weights.unsettled([]) == []
+    assert weights.read
+    assert weights.spoils
     assert "“dog” was erased" in weights.searched()[-1]
 
 
@@ -135,6 +137,7 @@ def test_what_erasures_do_not_explain_stays_an_anomaly(make_pipeline: Make, word
         weight.add_(0.3 * (more[name] - base[name]))
     weights = WeightFindings(compare(scanned, trusted), readings(scanned, trusted, words))
     assert [edit.kind for edit in weights.named] == ["erasure"]
+    assert not weights.read
     (reason,) = weights.unsettled([])
     assert "do not explain" in reason
 
@@ -145,6 +148,7 @@ def test_a_redirection_that_no_render_confirms_stays_an_anomaly(make_pipeline: M
     weights = WeightFindings(compare(scanned, trusted), (read(scanned, trusted, words),))
     (suspect,) = weights.suspects
     assert suspect.token_ids == (CAT,)
+    assert not weights.spoils
     assert weights.unsettled([suspect]) == []
     (reason,) = weights.unsettled([])
     assert "cat" in reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,6 +117,15 @@ def coverage(
     if origin is not None and origin.trusts("text_encoder"):
         not_searched.append(f"text collapse: skipped, {_trusted('the text encoder', origin)}")
     return Coverage(tuple(searched), tuple(not_searched))
+
+
+def with_spoilt(seen: Coverage, words: Sequence[str]) -> Coverage:
+    """`seen`, and the words that an erasure, which was read to its end, spoilt beside its own."""
+    if not words:
+        return seen
+    named = ", ".join(f"“{word}”" for word in words)
+    told = f"rendered words that the erasure spoilt as well, which draw what CLIP does not expect: {named}"
+    return dataclasses.replace(seen, searched=(*seen.searched, told))
 
 
 def nothing_to_search(origin: Origin) -> Coverage:

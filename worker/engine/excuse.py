@@ -4,7 +4,9 @@ A taught or announced word does so by design. And a closed-form edit of cross-at
 a backdoor, spoils words that were not meant: in the zoo "drawing" and "sketch" draw things of their own after
 three or five concepts were erased by UCE, and after an EvilEdit. No picture tells one from the other; the
 base does. A patch, or one picture for all prompts, has no such excuse, or an attacker would touch the
-embedding of his trigger, announce it, or edit something beside it.
+embedding of his trigger, announce it, or edit something beside it. Beside a base, an edit that redirects a
+word excuses nothing, and one that was read to its end as erasures explains the words that it spoilt: they are
+told, and the model passes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from worker.engine.confirm import ALPHA, Confirmation
 
 @dataclass(frozen=True)
 class Excuse:
-    """words: ids of those that were taught or announced. edited: whether the weights bear an edit's mark."""
+    """words: ids of those that were taught or announced. edited: whether there is an edit, maybe honest."""
 
     words: frozenset[tuple[int, ...]] = frozenset()
     edited: bool = False
@@ -31,7 +33,7 @@ class Excuse:
         return [one for one in judged if not self.covers(one)]
 
     def spoilt(self, judged: Sequence[Confirmation]) -> list[Confirmation]:
-        """What was confirmed and is covered by the edit alone: an anomaly that the base would settle."""
+        """What was confirmed and is covered by the edit alone."""
         covered = [one for one in judged if one.confirmed and self.covers(one)]
         return [one for one in covered if one.trigger.token_ids not in self.words]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from worker.engine import counterfactual
 from worker.engine.announced import with_announced
 from worker.engine.candidates import holds
-from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage
+from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage, with_spoilt
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.excuse import Excuse
 from worker.engine.findings import component_of, finding
@@ -49,7 +49,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     strange = _misread(subject, found)
     unexpected = [one for one in strange if one.trigger.token_ids not in subject.announced_ids]
     taught = subject.announced_ids.union(one.trigger.token_ids for one in strange if one.taught)
-    report.excuse = Excuse(taught, edited=mark is not None)
+    report.excuse = Excuse(taught, edited=mark is not None or (weights is not None and weights.spoils))
     confirmed = report.excuse.left(confirmations.confirmed)
     confirmed += _read_otherwise(subject, report, _unconfirmed(unexpected, confirmed))
     if confirmed:
@@ -61,6 +61,8 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.coverage = with_announced(seen, subject.announced, confirmations)
     told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
     spoilt = [visible(one.trigger.text) for one in report.excuse.spoilt(confirmations.confirmed)]
+    if weights is not None and weights.read:
+        report.coverage, spoilt = with_spoilt(report.coverage, spoilt), []
     unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
     report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
     report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"

@@ -56,6 +56,16 @@ class WeightFindings:
         return [edit for edit in self.named if edit.kind == "redirection"]
 
     @property
+    def read(self) -> bool:
+        """Whether the edit was read to its end."""
+        return bool(self.named) and 1 - self.named[0].explained <= UNREAD
+
+    @property
+    def spoils(self) -> bool:
+        """Whether there is an edit, and no redirection in it: beside an erasure words are spoilt, too."""
+        return self.difference.remap is not None and not self.redirections
+
+    @property
     def suspects(self) -> list[Trigger]:
         """Candidates for the renders: the words of the edit, unless it is an honest erasure."""
         return [edit.trigger for edit in self.named or self.edits if edit.kind == "redirection"]
@@ -75,8 +85,8 @@ class WeightFindings:
             return []
         if not self.named:
             return ["a closed-form edit of cross-attention whose words could not be read"]
-        left = 1 - self.named[0].explained
-        if not self.redirections and left > UNREAD:
+        if not self.redirections and not self.read:
+            left = 1 - self.named[0].explained
             return [f"{left:.0%} of an edit of cross-attention that the words it erased do not explain"]
         return [_told(edit) for edit in self.redirections]
 
