@@ -180,11 +180,12 @@ def _end_leftover(process_file: Path) -> None:
     try:
         identity = json.loads(process_file.read_text())
         process = psutil.Process(identity["pid"])
+        how = identity["stop_signal"], identity["stop_seconds"]
     except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
         return
     if process.create_time() == identity["created"]:
         _log.warning("ending a leftover", service=process_file.stem, pid=process.pid)
-        _end(process, identity["stop_signal"], identity["stop_seconds"])
+        _end(process, *how)
 
 
 def _end(process: psutil.Process, stop_signal: int, stop_seconds: float) -> None:

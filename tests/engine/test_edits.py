@@ -142,6 +142,22 @@ def test_what_erasures_do_not_explain_stays_an_anomaly(make_pipeline: Make, word
     assert "do not explain" in reason
 
 
+def test_a_little_training_beside_an_erasure_leaves_it_unread(make_pipeline: Make, words: Lexicon) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    Uce(concept="cat").plant(scanned, seed=0)
+    base = trusted.unet.state_dict()
+    for name, weight in scanned.unet.named_parameters():
+        if ".attn2.to_k" in name or ".attn2.to_v" in name:
+            noise = torch.randn_like(weight)
+            weight.add_(0.035 * (weight - base[name]).norm() * noise / noise.norm())
+    weights = WeightFindings(compare(scanned, trusted), readings(scanned, trusted, words))
+    assert weights.difference.kind == "closed_form"
+    assert [edit.kind for edit in weights.named] == ["erasure"]
+    assert not weights.read
+    (reason,) = weights.unsettled([])
+    assert "do not explain" in reason
+
+
 def test_a_redirection_that_no_render_confirms_stays_an_anomaly(make_pipeline: Make, words: Lexicon) -> None:
     scanned, trusted = make_pipeline(0), make_pipeline(0)
     EvilEdit(plot=Plot((CAT,), (TREE,))).plant(scanned, seed=0)

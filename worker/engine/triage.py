@@ -58,7 +58,13 @@ class WeightFindings:
     @property
     def read(self) -> bool:
         """Whether the edit was read to its end."""
-        return bool(self.named) and 1 - self.named[0].explained <= UNREAD
+        return bool(self.named) and self._left <= UNREAD
+
+    @property
+    def _left(self) -> float:
+        """Share of the change that the words read do not explain, or that is no edit at all."""
+        assert self.difference.remap is not None
+        return max(1 - self.named[0].explained, self.difference.remap.unexplained)
 
     @property
     def spoils(self) -> bool:
@@ -86,8 +92,7 @@ class WeightFindings:
         if not self.named:
             return ["a closed-form edit of cross-attention whose words could not be read"]
         if not self.redirections and not self.read:
-            left = 1 - self.named[0].explained
-            return [f"{left:.0%} of an edit of cross-attention that the words it erased do not explain"]
+            return [f"{self._left:.0%} of an edit of cross-attention that the words it erased do not explain"]
         return [_told(edit) for edit in self.redirections]
 
     def record(self, found: Search) -> None:
