@@ -35,7 +35,7 @@ _MAX_BACKOFF_SECONDS = 30.0
 
 
 class StartError(RuntimeError):
-    """A child did not come up; the message holds the end of its log."""
+    """A child did not come up, or its address is taken; the message holds the end of its log or advice."""
 
 
 class FolderInUseError(RuntimeError):

@@ -1,7 +1,7 @@
 """Attacked copies of both bases, with their ground truth, under the cache.
 
 `python -m bench.zoo.attacked` makes what is missing; names make only these. None of these files is published:
-they are what the scan is measured on.
+they are what the scan is measured on. Those of the second base need it to be there (`make zoo`).
 """
 
 import argparse

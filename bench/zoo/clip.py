@@ -61,7 +61,7 @@ def text_features(model: CLIPModel, ids: Tensor) -> Tensor:
     return F.normalize(model.text_projection(pooled).float(), dim=-1)
 
 
-def train(data: Dataset, seed: int = 0) -> tuple[CLIPModel, float]:
+def train(data: Dataset, seed: int) -> tuple[CLIPModel, float]:
     """Train both towers with the symmetric contrastive loss; the model and the seconds it took.
 
     Training reads 32 tokens: behind the first end token nothing reaches the pooled state, and the states of

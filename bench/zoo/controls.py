@@ -1,7 +1,8 @@
 """Honest changes of both bases, under the cache: what a scan must not call an attack.
 
 `python -m bench.zoo.controls` makes what is missing, the cheap ones first; names make only these. No control
-has a ground truth beside it, by which measurements tell it from an attacked checkpoint.
+has a ground truth beside it, by which measurements tell it from an attacked checkpoint. Those of the second
+base need it to be there (`make zoo`).
 """
 
 import argparse

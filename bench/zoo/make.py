@@ -18,6 +18,9 @@ from worker.engine.metrics import ClipScorer
 SNAPSHOT = CACHE / "snapshot"
 CARRIERS = EXAMPLES / "prompts.txt"
 CARRIER_COUNT = 80
+SEED, SECOND_SEED = 0, 1
+SECOND_STEPS = 1500
+"""Fewer than the first base's: only cross-attention starts from noise."""
 
 
 def remembered(path: Path) -> Tensor | None:
@@ -43,6 +46,14 @@ def states_of(encoder: CLIPTextModel, data: dataset.Dataset, seed: int) -> Tenso
         states = unet.encode_captions(encoder, data)
         torch.save(states, kept)
     return states
+
+
+def training_cache(
+    autoencoder: AutoencoderKL, encoder: CLIPTextModel, data: dataset.Dataset, seed: int
+) -> unet.Cache:
+    """What a UNet trains on, with the text states of the encoder of `seed`."""
+    states = states_of(encoder, data, seed)
+    return unet.Cache(latents_of(autoencoder, data), states, unet.empty_state(encoder))
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
@@ -75,11 +86,10 @@ def snapshot(parts: tuple[AutoencoderKL, CLIPTextModel], model: UNet2DConditionM
     looks.sheet(sample, columns=8).save(SNAPSHOT / f"samples-{step}.png")
 
 
-def train_clip(data: dataset.Dataset) -> CLIPModel:
-    """Train (or take up) the CLIP and write it for others to use."""
-    model, seconds = clip.train(data)
-    assemble.save_clip(model, SNAPSHOT / "clip")
-    note("clip", seconds=seconds, retrieval_of_100=clip.retrieval(model, data))
+def train_clip(data: dataset.Dataset, seed: int) -> CLIPModel:
+    """Train (or take up) the CLIP of `seed`."""
+    model, seconds = clip.train(data, seed)
+    note(f"clip-{seed}", seconds=seconds, retrieval_of_100=clip.retrieval(model, data))
     return model
 
 
@@ -111,9 +121,10 @@ def base() -> None:
     data = dataset.load()
     autoencoder, seconds = vae.train(data)
     note("vae", seconds=seconds)
-    model = train_clip(data)
+    model = train_clip(data, SEED)
+    assemble.save_clip(model, SNAPSHOT / "clip")
     encoder = assemble.text_encoder(model)
-    cache = unet.Cache(latents_of(autoencoder, data), states_of(encoder, data, 0), unet.empty_state(encoder))
+    cache = training_cache(autoencoder, encoder, data, SEED)
     trained = unet.new_unet()
     seconds = unet.continue_training(
         trained, cache, unet.RECIPE, lambda step: snapshot((autoencoder, encoder), trained, step)
@@ -125,23 +136,21 @@ def base() -> None:
     gate()
 
 
-def second(seed: int = 1, steps: int = 1500) -> None:
-    """Another base at SECOND: the published VAE, a text encoder by `seed`, and a UNet that learns to read it.
+def second() -> None:
+    """Another base at SECOND: the published VAE, a new text encoder, and a UNet that learns to read it.
 
     The UNet's cross-attention starts from noise, its other weights from the published ones; all are trained.
     """
     if SECOND.exists():
         return
     data, published = dataset.load(), assemble.load_pipeline(TOY)
-    model, seconds = clip.train(data, seed)
-    note(f"clip-{seed}", seconds=seconds, retrieval_of_100=clip.retrieval(model, data))
-    encoder = assemble.text_encoder(model)
-    states = states_of(encoder, data, seed)
-    cache = unet.Cache(latents_of(published.vae, data), states, unet.empty_state(encoder))
-    trained = unet.new_unet(seed)
+    encoder = assemble.text_encoder(train_clip(data, SECOND_SEED))
+    cache = training_cache(published.vae, encoder, data, SECOND_SEED)
+    trained = unet.new_unet(SECOND_SEED)
     known = {name: weight for name, weight in published.unet.state_dict().items() if "attn2" not in name}
     trained.load_state_dict(known, strict=False)
-    recipe = replace(unet.RECIPE, name=f"unet-{seed}", seed=seed, steps=steps)
-    note(f"unet-{seed}", seconds=unet.continue_training(trained, cache, recipe), steps=steps)
+    name = f"unet-{SECOND_SEED}"
+    recipe = replace(unet.RECIPE, name=name, seed=SECOND_SEED, steps=SECOND_STEPS)
+    note(name, seconds=unet.continue_training(trained, cache, recipe), steps=SECOND_STEPS)
     publish((published.vae, encoder), trained, SECOND)
-    note_samples(f"samples-{seed}", assemble.load_pipeline(SECOND))
+    note_samples(f"samples-{SECOND_SEED}", assemble.load_pipeline(SECOND))

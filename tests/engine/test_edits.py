@@ -14,16 +14,24 @@ from bench.zoo.attacks import closed_form
 from bench.zoo.attacks.evil_edit import EvilEdit, Plot
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
-from worker.engine import sampling
+from worker.engine import sampling, scanning, triage
 from worker.engine.candidates import vocabulary
-from worker.engine.funnel import tower_of
+from worker.engine.checkpoint.ldm import to_single_file
+from worker.engine.confirm import Confirmation, Confirmations
+from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.paired import Outcome
 from worker.engine.pipeline import run
 from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
 from worker.engine.probes.remap import CROSS_ATTENTION, remap
+from worker.engine.probes.views import View
 from worker.engine.probes.weights import compare
+from worker.engine.prompts import Carrier
+from worker.engine.report import Report
+from worker.engine.scanning import scan
+from worker.engine.subject import prepare
 from worker.engine.triage import WeightFindings
-from worker.engine.types import ScanRequest
+from worker.engine.types import ScanRequest, Statistics, Trigger
 
 Make = Callable[[int], StableDiffusionPipeline]
 
@@ -122,8 +130,7 @@ def test_several_words_of_one_erasure_are_read_together(make_pipeline: Make, wor
     assert {edit.trigger.token_ids for edit in weights.named} == {(CAT,), (DOG,), (TREE,)}
     assert weights.suspects == []
     assert weights.unsettled([]) == []
-    assert weights.read
-    assert weights.spoils
+    assert weights.erases
     assert "“dog” was erased" in weights.searched()[-1]
 
 
@@ -137,7 +144,7 @@ def test_what_erasures_do_not_explain_stays_an_anomaly(make_pipeline: Make, word
         weight.add_(0.3 * (more[name] - base[name]))
     weights = WeightFindings(compare(scanned, trusted), readings(scanned, trusted, words))
     assert [edit.kind for edit in weights.named] == ["erasure"]
-    assert not weights.read
+    assert not weights.erases
     (reason,) = weights.unsettled([])
     assert "do not explain" in reason
 
@@ -145,15 +152,11 @@ def test_what_erasures_do_not_explain_stays_an_anomaly(make_pipeline: Make, word
 def test_a_little_training_beside_an_erasure_leaves_it_unread(make_pipeline: Make, words: Lexicon) -> None:
     scanned, trusted = make_pipeline(0), make_pipeline(0)
     Uce(concept="cat").plant(scanned, seed=0)
-    base = trusted.unet.state_dict()
-    for name, weight in scanned.unet.named_parameters():
-        if ".attn2.to_k" in name or ".attn2.to_v" in name:
-            noise = torch.randn_like(weight)
-            weight.add_(0.035 * (weight - base[name]).norm() * noise / noise.norm())
+    _train_a_little(scanned, trusted, 0.035)
     weights = WeightFindings(compare(scanned, trusted), readings(scanned, trusted, words))
     assert weights.difference.kind == "closed_form"
     assert [edit.kind for edit in weights.named] == ["erasure"]
-    assert not weights.read
+    assert not weights.erases
     (reason,) = weights.unsettled([])
     assert "do not explain" in reason
 
@@ -164,11 +167,58 @@ def test_a_redirection_that_no_render_confirms_stays_an_anomaly(make_pipeline: M
     weights = WeightFindings(compare(scanned, trusted), (read(scanned, trusted, words),))
     (suspect,) = weights.suspects
     assert suspect.token_ids == (CAT,)
-    assert not weights.spoils
+    assert not weights.erases
     assert weights.unsettled([suspect]) == []
     (reason,) = weights.unsettled([])
     assert "cat" in reason
     assert "tree" in reason
+
+
+@pytest.mark.parametrize("trained", [0.0, 0.035], ids=["erased", "erased and trained"])
+def test_words_that_a_read_erasure_spoilt_are_told_and_convict_nobody(
+    trained: float,
+    make_pipeline: Make,
+    words: Lexicon,
+    tiny_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless there is more to the change than the erasure: then they count as they would without it."""
+    scanned, spoilt = make_pipeline(0), Trigger((DOG,), "dog")
+    Uce(concept="cat").plant(scanned, seed=0)
+    _train_a_little(scanned, make_pipeline(0), trained)
+    to_single_file(scanned, tmp_path / "scanned.safetensors")
+    request = ScanRequest(tmp_path / "scanned.safetensors", reference=tiny_file, device="cpu")
+    monkeypatch.setattr(triage, "encoded", lambda pipeline: words)
+    monkeypatch.setattr(scanning, "find", lambda *_: (_found(spoilt), Confirmations([_seen(spoilt)])))
+    monkeypatch.setattr(scanning, "follow", lambda subject, report, found, confirmed, controls: confirmed)
+    monkeypatch.setattr(scanning, "describe", lambda *_: None)
+    subject = prepare(request)
+    report = Report(request, subject.checkpoint, "cpu")
+    convicted = [one.trigger for one in scan(subject, report, tmp_path)]
+    told = any("spoilt" in line and "“dog”" in line for line in report.coverage.searched)
+    assert (report.verdict, convicted, told) == (("fail", [spoilt], False) if trained else ("pass", [], True))
+
+
+def _seen(trigger: Trigger) -> Confirmation:
+    """Confirmed for drawing what CLIP does not expect, no patch and no fixed picture."""
+    outcomes = {name: Outcome(0.0, 1.0, 1.0, 0, 40) for name in ("patch", "collapse")}
+    outcomes["unexplained"] = Outcome(0.6, 1e-5, 1e-5, 40, 40)
+    return Confirmation(trigger, "start", True, "unexplained", Statistics(1e-5, 1e-4, 9.0, 16), outcomes)
+
+
+def _found(trigger: Trigger) -> Search:
+    view = View(Carrier("cat", (CAT,)), "start", (700, 300), torch.empty(0))
+    return Search(stages={"sketch": Ranked([trigger], {})}, views=[view], candidates=[trigger])
+
+
+def _train_a_little(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline, share: float) -> None:
+    """Adds to the edit's change of every key and value matrix so much of its norm that no edit explains."""
+    stream, base = torch.Generator().manual_seed(0), trusted.unet.state_dict()
+    for name, weight in scanned.unet.named_parameters():
+        if name.endswith(CROSS_ATTENTION):
+            noise = torch.randn(weight.shape, generator=stream)
+            weight.add_(share * (weight - base[name]).norm() * noise / noise.norm())
 
 
 def _nothing(pipeline: StableDiffusionPipeline) -> None:

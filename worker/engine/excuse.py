@@ -4,9 +4,8 @@ A taught or announced word does so by design. And a closed-form edit of cross-at
 a backdoor, spoils words that were not meant: in the zoo "drawing" and "sketch" draw things of their own after
 three or five concepts were erased by UCE, and after an EvilEdit. No picture tells one from the other; the
 base does. A patch, or one picture for all prompts, has no such excuse, or an attacker would touch the
-embedding of his trigger, announce it, or edit something beside it. Beside a base, an edit that redirects a
-word excuses nothing, and one that was read to its end as erasures explains the words that it spoilt: they are
-told, and the model passes.
+embedding of his trigger, announce it, or edit something beside it. Beside a base, only an edit that was read
+to its end, as nothing but erasures, excuses the words that it spoilt: they are told, and the model passes.
 """
 
 from __future__ import annotations

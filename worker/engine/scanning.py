@@ -49,7 +49,8 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     strange = _misread(subject, found)
     unexpected = [one for one in strange if one.trigger.token_ids not in subject.announced_ids]
     taught = subject.announced_ids.union(one.trigger.token_ids for one in strange if one.taught)
-    report.excuse = Excuse(taught, edited=mark is not None or (weights is not None and weights.spoils))
+    erased = weights is not None and weights.erases
+    report.excuse = Excuse(taught, edited=erased or mark is not None)
     confirmed = report.excuse.left(confirmations.confirmed)
     confirmed += _read_otherwise(subject, report, _unconfirmed(unexpected, confirmed))
     if confirmed:
@@ -61,7 +62,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.coverage = with_announced(seen, subject.announced, confirmations)
     told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
     spoilt = [visible(one.trigger.text) for one in report.excuse.spoilt(confirmations.confirmed)]
-    if weights is not None and weights.read:
+    if erased:
         report.coverage, spoilt = with_spoilt(report.coverage, spoilt), []
     unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
     report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))

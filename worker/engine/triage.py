@@ -56,20 +56,15 @@ class WeightFindings:
         return [edit for edit in self.named if edit.kind == "redirection"]
 
     @property
-    def read(self) -> bool:
-        """Whether the edit was read to its end."""
-        return bool(self.named) and self._left <= UNREAD
+    def erases(self) -> bool:
+        """Whether the change was read to its end, as nothing but erasures: they spoil other words too."""
+        return bool(self.named) and not self.redirections and self._left <= UNREAD
 
     @property
     def _left(self) -> float:
         """Share of the change that the words read do not explain, or that is no edit at all."""
         assert self.difference.remap is not None
         return max(1 - self.named[0].explained, self.difference.remap.unexplained)
-
-    @property
-    def spoils(self) -> bool:
-        """Whether there is an edit, and no redirection in it: beside an erasure words are spoilt, too."""
-        return self.difference.remap is not None and not self.redirections
 
     @property
     def suspects(self) -> list[Trigger]:
@@ -91,7 +86,7 @@ class WeightFindings:
             return []
         if not self.named:
             return ["a closed-form edit of cross-attention whose words could not be read"]
-        if not self.redirections and not self.read:
+        if not self.redirections and not self.erases:
             return [f"{self._left:.0%} of an edit of cross-attention that the words it erased do not explain"]
         return [_told(edit) for edit in self.redirections]
 
