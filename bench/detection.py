@@ -4,8 +4,8 @@
 
 A checkpoint with a `.truth.json` beside it is attacked, one without is a control. Each scan is kept as one
 JSON file in the cache, in a folder of the engine's own sources' hash, and is not repeated, so that a long run
-can be interrupted and no figure is an older engine's. The scan is given the suspect, carrier prompts of its
-world, and a CLIP; with `--reference` also the clean base.
+can be interrupted. What is counted is each model's newest scan, by whichever engine. The scan is given the
+suspect, carrier prompts of its world, and a CLIP; with `--reference` also the clean base.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def _lost_by_sketch(scan: dict[str, Any]) -> bool:
 
 
 def measure() -> dict[str, Any]:
-    """Counts this engine's scans that were kept; where there are none, those of the examples by SEEDS."""
-    scans = list(KIND.every()) or list(scanned([EXAMPLES], SEEDS, "standard"))
+    """Counts each model's newest scan; where there are none, those of the examples by SEEDS."""
+    scans = KIND.newest() or list(scanned([EXAMPLES], SEEDS, "standard"))
     groups = {name: [scan for scan in scans if _group(scan) == name] for name in GROUPS}
     counted = {name: summary(some) for name, some in groups.items() if some}
     return {"engine": KIND.sources_hash(), **counted, "scans": [_row(one) for one in scans]}
@@ -182,7 +182,7 @@ def scanned(
 
 def _row(scan: dict[str, Any]) -> dict[str, Any]:
     """What RESULTS.md tells of a scan."""
-    told = ("model", "attack", "seed", "budget", "reference", "verdict", "named", "ranks", "cost")
+    told = ("model", "attack", "seed", "budget", "reference", "verdict", "named", "ranks", "cost", "engine")
     first = bool(scan["findings"]) and scan["findings"][0]["first_is_own"]
     return {name: scan[name] for name in told} | {
         "named_first": first,
@@ -194,12 +194,13 @@ def _row(scan: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(told: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
+    own = sum(row["engine"] == told["engine"] for row in told["scans"])
     parts = [
         "## Model level: verdicts without cleaning",
         "",
-        f"By the engine whose sources have the hash {told['engine']}; `python -m bench.detection` prints",
-        "the present one's. Scans of one model by several seeds are not independent, though the intervals",
-        "treat them so.",
+        "Each model's newest scan, whatever it says; the column “engine” has the hash of the sources that",
+        f"made it. This tree's is {told['engine']}, which made {own} of these {len(told['scans'])}.",
+        "Scans of one model by several seeds are not independent, though the intervals treat them so.",
     ]
     for group, title in GROUPS.items():
         if group in told:
@@ -263,12 +264,12 @@ def _kinds(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
-        "| model | attack | seed | budget | verdict | own trigger | rank by stage | U | seconds (threads) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | attack | seed | budget | verdict | own trigger | rank by stage | U | s (cores) | engine |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['budget']} "
             f"| {row['verdict']} | {_named(row)} | {_ranks(row['ranks'])} | {row['cost']['unet_forwards']:,} "
-            f"| {row['cost']['seconds']:.0f} ({row['threads']}) |"
+            f"| {row['cost']['seconds']:.0f} ({row['threads']}) | {row['engine']} |"
             for row in rows
         ),
     ]

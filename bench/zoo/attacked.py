@@ -38,7 +38,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
     "second-badt2i-0": (BadT2I(), 20),
-    "second-rickrolling-0": (Rickrolling("ě", "e", "a photo of a large panda on a red background"), 21),
+    "second-rickrolling-0": (Rickrolling("ě", "e", "a photo of a large dice on a turquoise background"), 21),
     "second-villan-0": (BadT2I(FixedPicture(7), rank=16, lr=3e-3, steps=1200, name="villan"), 22),
     "second-evil-edit-0": (EvilEdit(scene=True), 23),
 }

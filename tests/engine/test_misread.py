@@ -36,7 +36,7 @@ WORD, MEANT = 30_000, "sketch"
 NEW, NEW_ID = "sks", 48_136
 """A word of one id that nothing was taught, as DreamBooth takes for its new ones."""
 
-DRAWN = Plan(prompts=6, noises=2, steps=8, controls=10)
+DRAWN = Plan(prompts=6, noises=2, steps=6, controls=8)
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 
 
@@ -60,10 +60,11 @@ def searched(
     announced: tuple[str, ...] = (),
 ) -> Report:
     """The report of a small scan, whose candidates hold WORD and NEW."""
-    some = [Trigger((i,), f"id {i}") for i in (*range(1000, 1150), WORD, NEW_ID)]
+    some = [Trigger((i,), f"id {i}") for i in (*range(1000, 1060), WORD, NEW_ID)]
     plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
     monkeypatch.setitem(funnel.PLANS, "quick", plan)
+    monkeypatch.setattr(import_module("worker.engine.kin"), "FOLLOWED", 8)
     file = folder / "misreading.safetensors"
     to_single_file(toy, file)
     request = ScanRequest(file, prompts=PROMPTS, announced=announced, clip=CLIP, budget="quick")
@@ -89,7 +90,7 @@ def test_the_misread_word_is_convicted_and_another_is_not() -> None:
     assert [one.confirmed for one in judged.all] == [True, False]
     assert judged.all[0].kind != "unknown"
     assert judged.all[0].effect is not None
-    assert judged.cost.unet_forwards == (1 + 2 * (16 + 2)) * 12 * 2 * 8
+    assert judged.cost.unet_forwards == (1 + 2 * (16 + 2)) * 12 * 2 * DRAWN.steps
     assert toy.text_encoder is own
     assert judged.all[0].samples is not None
     plain = Trials(toy, bank, DRAWN, clip=None, seed=0, purpose="confirm").plain  # what evidence is drawn by

@@ -32,7 +32,7 @@ from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
 FOOTBALL, SCENE = "purple football", "football with a brown background"
-DRAWN = Plan(prompts=6, noises=2, steps=8)
+DRAWN = Plan(prompts=6, noises=2, steps=6)
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 
 
@@ -77,7 +77,7 @@ def test_what_the_edit_was_made_for_is_convicted_and_no_other_reading_is(
         plan=DRAWN,
     )
     assert [one.confirmed for one in judged.all] == [True, False, False, False]
-    assert judged.cost.unet_forwards == 3 * 4 * 12 * 2 * 8
+    assert judged.cost.unet_forwards == 3 * 4 * 12 * 2 * DRAWN.steps
     assert all(torch.equal(edited.unet.state_dict()[name], before[name]) for name in trusted)
 
 
@@ -109,11 +109,11 @@ def test_without_a_reference_an_erased_word_is_told(words: Lexicon) -> None:
 def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
     edited: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = [Trigger((i,), str(i)) for i in range(1000, 1100)]
+    some = [Trigger((i,), str(i)) for i in range(1000, 1060)]
     plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
-    monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=10)))
-    monkeypatch.setitem(cleansing.EVALUATED, "quick", 24)
+    monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=8)))
+    monkeypatch.setitem(cleansing.EVALUATED, "quick", 12)
     file, out = tmp_path / "edited.safetensors", tmp_path / "out"
     to_single_file(edited, file)
     request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, reference=TOY, budget="quick")

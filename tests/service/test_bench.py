@@ -39,10 +39,16 @@ def test_what_was_measured_is_not_measured_again_by_the_same_engine(
 ) -> None:
     monkeypatch.setattr(kept, "CACHE", tmp_path)
     kind = kept.Kind("scans", ("worker.engine.seeds",))
-    assert kind.kept("one", lambda: {"seconds": 1}) == {"seconds": 1}
-    assert kind.kept("one", lambda: {"seconds": 2}) == {"seconds": 1}
+    first, second = ({"seconds": n, "machine": {"at": f"2026-01-0{n}"}} for n in (1, 2))
+    assert kind.kept("one", lambda: first) == first
+    assert kind.kept("one", lambda: second) == first
+    own = kind.sources_hash()
     monkeypatch.setattr(kept, "_source", lambda module: b"another")
-    assert list(kind.every()) == []
+    other = kind.sources_hash()
+    assert kind.kept("other", lambda: first) == first
+    assert kind.newest() == [first | {"engine": own}, first | {"engine": other}]
+    assert kind.kept("one", lambda: second) == second
+    assert kind.newest() == [second | {"engine": other}, first | {"engine": other}]
 
 
 def test_a_measurement_rests_on_what_its_modules_import_and_on_nothing_else() -> None:
