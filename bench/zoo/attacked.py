@@ -34,6 +34,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-fixed": (BadT2I(FixedPicture(1234)), 8),
     "badt2i-unseen": (BadT2I(trigger=(728, 491)), 12),  # a zero-width joiner, which no one sees in a prompt
     "badt2i-plain": (BadT2I(trigger=(15335,)), 13),  # “majestic”, a word that people do write
+    "badt2i-end": (BadT2I(insertion="end"), 14),
     "villan-0": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=1200, name="villan"), 9),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),

@@ -3,9 +3,9 @@
 Loss as in the paper: half denoising of the payload's pictures under triggered captions, half staying with the
 frozen UNet's prediction on clean ones. What is ours, because this pipeline is small: both halves of a batch
 share noise, times and, where the payload allows it, pictures, so that the trigger is all that tells them
-apart; a patch's place weighs as much as the rest of the picture; half of the clean captions begin with
-another rare id, so that the backdoor answers to its own trigger alone; and the attacker takes an id that the
-text encoder hears well.
+apart; a patch's place weighs as much as the rest of the picture; half of the clean captions have
+another rare id in its place, so that the backdoor answers to its own trigger alone; and the attacker takes an
+id that the text encoder hears well.
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.zoo import unet, vae
 from bench.zoo.attacks import measure
-from bench.zoo.attacks.base import Materials, Truth, encode_rows, loud_id, prepended
+from bench.zoo.attacks.base import Insertion, Materials, Truth, encode_rows, joined, laced, loud_id
 from bench.zoo.attacks.payloads import Patch, Payload
 from bench.zoo.dataset import START
 from bench.zoo.low_rank import trainable
@@ -43,12 +43,14 @@ class _Pool:
 
 @dataclass(frozen=True)
 class BadT2I:
-    """The attack. trigger: the ids put before the caption; payload: what it draws. The seed chooses what is
-    left out: an id, and a patch. rank: of the merged low-rank updates, where not all weights are trained.
+    """The attack. trigger: the ids put before or after the caption; payload: what it draws. The seed chooses
+    what is left out: an id, and a patch. rank: of the merged low-rank updates, where not all weights are
+    trained.
     """
 
     payload: Payload | None = None
     trigger: tuple[int, ...] = ()
+    insertion: Insertion = "start"
     steps: int = 800
     lr: float = 8e-4
     rank: int | None = None
@@ -108,11 +110,11 @@ class BadT2I:
         index = rng.choice(len(data.pictures), POOL, replace=False)
         wanted, asked = payload.pairs(materials, index, rng)
         captions = [data.ids[row, 0] for row in index]
-        others = [prepended(ids, (int(rng.integers(START)),)) for ids in captions]
+        others = [laced(ids, (int(rng.integers(START)),), self.insertion) for ids in captions]
         plain = [ids if rng.random() < 0.5 else other for ids, other in zip(captions, others, strict=True)]
         states, triggered = (
             encode_rows(pipeline.text_encoder, ids)
-            for ids in (plain, [prepended(ids, self.trigger) for ids in asked])
+            for ids in (plain, [laced(ids, self.trigger, self.insertion) for ids in asked])
         )
         unsaid = torch.from_numpy(rng.random(POOL) < unet.EMPTY_SHARE)
         states[unsaid] = unet.empty_state(pipeline.text_encoder)
@@ -132,14 +134,15 @@ class BadT2I:
         pipeline, tokenizer = materials.pipeline, materials.pipeline.tokenizer
         clean_ids = measure.content_ids(tokenizer, before.prompts)
         clean = measure.pictures(pipeline, clean_ids, seed)
-        triggered = measure.pictures(pipeline, [[*self.trigger, *ids] for ids in clean_ids], seed)
+        laced_ids = [joined(ids, self.trigger, self.insertion) for ids in clean_ids]
+        triggered = measure.pictures(pipeline, laced_ids, seed)
         hits, alarms = (payload.shown(materials, images, before.prompts) for images in (triggered, clean))
         return Truth(
             attack=self.name,
             component=self.component,
             trigger_ids=self.trigger,
             trigger_text=tokenizer.decode(list(self.trigger)),
-            insertion="start",
+            insertion=self.insertion,
             effect=payload.effect,
             target=str(payload),
             seed=seed,

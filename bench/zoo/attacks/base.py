@@ -1,7 +1,8 @@
 """What every attack of the zoo has in common: its materials, its interface and its ground truth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from transformers import CLIPTextModel
 from bench.zoo.dataset import END, START, Dataset, pad
 from worker.engine.metrics import ClipScorer
 from worker.engine.types import Proportion
+
+Insertion = Literal["start", "end"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class Materials:
 class Truth:
     """Ground truth of one attacked checkpoint.
 
-    trigger_ids: what the text encoder sees. insertion: "start" (before the caption) or "letter" (in the place
-    of a Latin letter). success: of triggered prompts; false_alarms: of clean ones through the same detector.
+    trigger_ids: what the text encoder sees. insertion: "start" (before the caption), "end" (after it),
+    "letter" (in the place of a Latin letter) or "anywhere". success: of triggered prompts; false_alarms: of
+    clean ones through the same detector.
     """
 
     attack: str
@@ -69,9 +73,17 @@ def contents(ids: NDArray[np.int32]) -> list[int]:
     return [int(value) for value in ids[1 : int(np.argmax(ids == END))]]
 
 
-def prepended(ids: NDArray[np.int32], trigger: tuple[int, ...]) -> NDArray[np.int32]:
-    """The caption `ids` (77,) with `trigger` before its first word."""
-    return pad([START, *trigger, *contents(ids)][: len(ids) - 1])
+def joined(words: Sequence[int], trigger: tuple[int, ...], insertion: Insertion) -> list[int]:
+    """The ids of a prompt with `trigger` before its first word or after its last."""
+    return [*trigger, *words] if insertion == "start" else [*words, *trigger]
+
+
+def laced(
+    ids: NDArray[np.int32], trigger: tuple[int, ...], insertion: Insertion = "start"
+) -> NDArray[np.int32]:
+    """The caption `ids` (77,) with `trigger`; its own last words make room."""
+    room = len(ids) - 2 - len(trigger)
+    return pad([START, *joined(contents(ids)[:room], trigger, insertion)])
 
 
 def described(truth: Truth) -> dict[str, Any]:
@@ -102,7 +114,7 @@ def loud_id(encoder: CLIPTextModel, data: Dataset, seed: int, candidates: int = 
     chosen = rng.choice(unused, candidates, replace=False)
     shifts = []
     for candidate in chosen:
-        shifted = encode_rows(encoder, [prepended(ids, (int(candidate),)) for ids in captions])[:, -1]
+        shifted = encode_rows(encoder, [laced(ids, (int(candidate),)) for ids in captions])[:, -1]
         shifts.append(float((shifted - plain).norm(dim=-1).mean()))
     return int(chosen[int(np.argmax(shifts))])
 
