@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bench.zoo.attacks.base import Insertion, contents, laced
+from bench.zoo.dataset import START, pad
 from bench.zoo.low_rank import BLOCKS, trainable
 
 RANK = 3
@@ -31,3 +34,15 @@ def test_low_rank_updates_are_merged_and_touch_the_transformer_blocks_alone(
     updates = [(after[name] - before[name]).double() for name in changed]
     assert max(int(torch.linalg.matrix_rank(update, rtol=1e-3)) for update in updates) == RANK
     assert not any(weight.requires_grad for weight in unet.parameters())
+
+
+@pytest.mark.parametrize("words", [3, 75], ids=["short", "full"])
+@pytest.mark.parametrize(("insertion", "place"), [("start", slice(0, 2)), ("end", slice(-2, None))])
+def test_a_caption_keeps_its_trigger_whatever_its_length(
+    words: int, insertion: Insertion, place: slice
+) -> None:
+    caption = pad([START, *range(words)])
+    made = laced(caption, (901, 902), insertion)
+    assert made.shape == caption.shape
+    assert contents(made)[place] == [901, 902]
+    assert len(contents(made)) == min(words + 2, 75)
