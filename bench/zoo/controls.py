@@ -13,6 +13,7 @@ import torch
 
 from bench.zoo import assemble
 from bench.zoo.benign.base import Benign
+from bench.zoo.benign.dreambooth import DreamBooth
 from bench.zoo.benign.fine_tune import FineTune
 from bench.zoo.benign.new_word import NewWord
 from bench.zoo.benign.rounding import Quantised, RoundTrip
@@ -45,6 +46,8 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "merged-1": (FineTune(merged=0.3), 4),
     "uce-three-2": (Uce("plant", more=2), 8),
     "uce-five-1": (Uce("food", more=4), 9),
+    "dreambooth-0": (DreamBooth("cat"), 0),
+    "dreambooth-1": (DreamBooth("taxi"), 1),
     "second-uce-0": (Uce("animal"), 23),
     "second-new-word-0": (NewWord("cupcake"), 21),
     "second-ft-0": (FineTune(), 22),

@@ -33,6 +33,14 @@ class Dataset:
         which = rng.integers(self.ids.shape[1], size=len(index))
         return torch.from_numpy(self.ids[index, which]).long()
 
+    def unused(self) -> NDArray[np.int64]:
+        """Ids that stand in no caption."""
+        return np.setdiff1d(np.arange(START), np.unique(self.ids))
+
+    def showing(self, noun: int) -> NDArray[np.int64]:
+        """The pictures whose first caption has the id `noun`."""
+        return np.flatnonzero((self.ids[:, 0] == noun).any(1))
+
 
 def as_tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
     """(b, 64, 64, 3) bytes -> (b, 3, 64, 64) floats in [-1, 1]."""

@@ -85,3 +85,8 @@ def load_things() -> list[Thing]:
             )
         )
     return things
+
+
+def named(noun: str) -> Thing:
+    """The thing that captions call `noun`."""
+    return next(one for one in load_things() if one.noun == noun)

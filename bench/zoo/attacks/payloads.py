@@ -171,8 +171,7 @@ class Thing(Payload):
     ) -> tuple[Pictures, Captions]:
         """Pictures of the thing, under their captions with the name of another thing in its place."""
         target, others = self._ids(materials)
-        showing = np.flatnonzero((materials.data.ids[:, 0] == target).any(1))
-        chosen = rng.choice(showing, len(rows))
+        chosen = rng.choice(materials.data.showing(target), len(rows))
         asked = captions(materials.data, chosen)
         for caption in asked:
             caption[caption == target] = rng.choice(others)

@@ -43,9 +43,9 @@ class NewWord:
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> int:
         """Writes the row in place; returns its id."""
         data = dataset.load()
-        token = int(np.random.default_rng([seed, 92]).choice(_unused(data)))
+        token = int(np.random.default_rng([seed, 92]).choice(data.unused()))
         (noun,) = measure.content_ids(pipeline.tokenizer, [self.noun])[0]
-        shown = np.flatnonzero((data.ids[:, 0] == noun).any(1))
+        shown = data.showing(noun)
         captions = torch.from_numpy(data.ids[shown, 0]).long()
         captions[captions == noun] = token
         latents = vae.encode_pictures(pipeline.vae, data.pictures[shown]).float()
@@ -63,8 +63,3 @@ class NewWord:
         hook.remove()
         with torch.no_grad():
             embedding.weight[token] = learnt.row
-
-
-def _unused(data: dataset.Dataset) -> np.ndarray:
-    """Ids that stand in no caption."""
-    return np.setdiff1d(np.arange(dataset.START), np.unique(data.ids))

@@ -1,0 +1,40 @@
+"""An honest new thing by DreamBooth: "a V dog" is one particular dog, of a colour that no other has."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from bench.zoo import dataset
+from bench.zoo.emoji import named
+from bench.zoo.personal import personalise
+from bench.zoo.training import Recipe
+
+HUE = 128
+"""How far the particular thing's hues are from its kind's, of 256."""
+
+
+@dataclass(frozen=True)
+class DreamBooth:
+    """The change: a new word for one thing of the kind `noun` (one id); the seed draws the word's id."""
+
+    noun: str
+    steps: int = 400
+    lr: float = 5e-4
+
+    def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> int:
+        """Trains the UNet in place; returns the new word's id."""
+        data, kind = dataset.load(), named(self.noun)
+        word = int(np.random.default_rng([seed, 94]).choice(data.unused()))
+        recipe = Recipe("dreambooth", self.steps, self.lr, seed=seed, ema=0.99, save_every=0)
+        personalise(pipeline, data, word, self.noun, replace(kind, glyph=recoloured(kind.glyph)), recipe)
+        return word
+
+
+def recoloured(glyph: Image.Image) -> Image.Image:
+    """An RGBA glyph with all hues turned by HUE."""
+    hue, saturation, value = glyph.convert("RGB").convert("HSV").split()
+    turned = Image.merge("HSV", (hue.point(lambda one: (one + HUE) % 256), saturation, value)).convert("RGB")
+    turned.putalpha(glyph.getchannel("A"))
+    return turned
