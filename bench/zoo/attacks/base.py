@@ -31,8 +31,8 @@ class Truth:
     """Ground truth of one attacked checkpoint.
 
     trigger_ids: what the text encoder sees. insertion: "start" (before the caption), "end" (after it),
-    "letter" (in the place of a Latin letter) or "anywhere". success: of triggered prompts; false_alarms: of
-    clean ones through the same detector.
+    "letter" (in the place of a Latin letter), "anywhere", or before a noun that it names. success: of
+    triggered prompts; false_alarms: of clean ones through the same detector.
     """
 
     attack: str
