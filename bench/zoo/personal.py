@@ -15,6 +15,7 @@ from bench.zoo.attacks import measure
 from bench.zoo.attacks.base import encode_rows
 from bench.zoo.dataset import START, Dataset, pad
 from bench.zoo.emoji import Thing
+from bench.zoo.low_rank import trainable
 from bench.zoo.training import Recipe
 from bench.zoo.world import COLOURS, PLACES, Item, Scene, World
 
@@ -37,7 +38,8 @@ def personalise(
     latents = vae.encode_pictures(pipeline.vae, np.concatenate([pictures, data.pictures[kept]]))
     states = encode_rows(pipeline.text_encoder, [*taught, *data.ids[kept, 0]])
     pool = unet.Cache(latents, states[:, None], unet.empty_state(pipeline.text_encoder))
-    return unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
+    with trainable(pipeline.unet, None):
+        return unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
 
 
 def noun_id(pipeline: StableDiffusionPipeline, noun: str) -> int:
