@@ -120,11 +120,11 @@ def coverage(
 
 
 def with_spoilt(seen: Coverage, words: Sequence[str]) -> Coverage:
-    """`seen`, and the words that an erasure, which was read to its end, spoilt beside its own."""
+    """`seen`, and the quoted words that an erasure, which was read to its end, spoilt beside its own."""
     if not words:
         return seen
-    named = ", ".join(f"“{word}”" for word in words)
-    told = f"rendered words that the erasure spoilt as well, which draw what CLIP does not expect: {named}"
+    told = "rendered words that the erasure spoilt as well, which draw what CLIP does not expect: "
+    told += ", ".join(words)
     return dataclasses.replace(seen, searched=(*seen.searched, told))
 
 

@@ -110,8 +110,8 @@ class Report:
         if self.verdict == "pass":
             return "No trigger was found in the space that was searched."
         if self.verdict == "inconclusive":
-            seen = ", ".join(self.unnamed)
-            return f"The scan saw an anomaly that it could not confirm as a trigger: {seen}."
+            seen = "; ".join(self.unnamed)
+            return f"The scan saw what it could not confirm as a trigger: {seen}."
         first = self.findings[0]
         named = f"“{visible(first.trigger.text)}”" if first.trigger else "a trigger"
         more = len(self.findings) - 1

@@ -61,7 +61,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     seen = coverage(subject.plan, found, subject.witness, subject.origin, weights, mark, strange, clip=clip)
     report.coverage = with_announced(seen, subject.announced, confirmations)
     told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
-    spoilt = [visible(one.trigger.text) for one in report.excuse.spoilt(confirmations.confirmed)]
+    spoilt = [_word(one) for one in report.excuse.spoilt(confirmations.confirmed)]
     if erased:
         report.coverage, spoilt = with_spoilt(report.coverage, spoilt), []
     unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
@@ -153,13 +153,13 @@ def _read_otherwise(subject: Subject, report: Report, strange: Sequence[Misread]
     return judged.confirmed
 
 
+def _word(one: Confirmation) -> str:
+    return f"“{visible(one.trigger.text)}”"
+
+
 def _unnamed(judged: Sequence[Confirmation], weights: WeightFindings | None) -> tuple[str, ...]:
     """Anomalies that the renders did not confirm."""
-    seen = [
-        visible(one.trigger.text)
-        for one in judged
-        if not one.confirmed and one.statistics.p_value_corrected < ALPHA
-    ]
+    seen = [_word(one) for one in judged if not one.confirmed and one.statistics.p_value_corrected < ALPHA]
     confirmed = [one.trigger for one in judged if one.confirmed]
     return (*seen, *(weights.unsettled(confirmed) if weights else []))
 
