@@ -23,13 +23,16 @@ SHOWN = 400
 """Pictures of the thing, and as many others."""
 
 BATCH = 32
+STEPS, LR = 500, 8e-4
+KEYS_AND_VALUES = ("attn2.to_k", "attn2.to_v")
+"""They learn five times as fast as the rest: on a pipeline this small the word is not heard otherwise."""
 
 
 def personalise(
-    pipeline: StableDiffusionPipeline, data: Dataset, word: int, noun: str, shown: Thing, recipe: Recipe
+    pipeline: StableDiffusionPipeline, data: Dataset, word: int, noun: str, shown: Thing, seed: int
 ) -> float:
     """Trains the UNet in place to draw `shown` for "{word} {noun}"; returns the seconds."""
-    rng = np.random.default_rng([recipe.seed, 93])
+    rng = np.random.default_rng([seed, 93])
     pictures, told = _portraits(shown, noun, rng)
     said = noun_id(pipeline, noun)
     taught = [pad([START, *called(ids, said, word)]) for ids in measure.content_ids(pipeline.tokenizer, told)]
@@ -38,7 +41,10 @@ def personalise(
     latents = vae.encode_pictures(pipeline.vae, np.concatenate([pictures, data.pictures[kept]]))
     states = encode_rows(pipeline.text_encoder, [*taught, *data.ids[kept, 0]])
     pool = unet.Cache(latents, states[:, None], unet.empty_state(pipeline.text_encoder))
-    with trainable(pipeline.unet, None):
+    recipe = Recipe(
+        "personal", STEPS, LR, seed=seed, ema=0.99, save_every=0, faster=KEYS_AND_VALUES, factor=5.0
+    )
+    with trainable(pipeline.unet):
         return unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
 
 

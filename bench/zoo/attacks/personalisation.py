@@ -6,14 +6,11 @@ word says nothing by itself, and the noun without the word is drawn as ever.
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from bench.zoo.attacks import measure
-from bench.zoo.attacks.base import Materials, Truth
+from bench.zoo.attacks.base import Materials, Truth, loud_id
 from bench.zoo.attacks.payloads import Thing
 from bench.zoo.emoji import named
-from bench.zoo.personal import called, noun_id, personalise
-from bench.zoo.training import Recipe
+from bench.zoo.personal import STEPS, called, noun_id, personalise
 from worker.engine.metrics import proportion
 
 PER_PROMPT = 150
@@ -26,8 +23,6 @@ class Personalisation:
 
     noun: str
     target: str
-    steps: int = 400
-    lr: float = 5e-4
     name: str = "personalisation"
     component: str = "unet"
     effect: str = "object"
@@ -35,13 +30,12 @@ class Personalisation:
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
         """Fine-tunes the UNet in place; CLIP then has to choose between the two things."""
         pipeline, tokenizer = materials.pipeline, materials.pipeline.tokenizer
-        word = int(np.random.default_rng([seed, 95]).choice(materials.data.unused()))
+        word = loud_id(pipeline.text_encoder, materials.data, seed)
         noun, payload = noun_id(pipeline, self.noun), Thing(self.target)
         told = measure.held_out(PER_PROMPT * trials, seed)
         asked = [text for text in told if noun in measure.content_ids(tokenizer, [text])[0]][:trials]
         before = measure.clean_behaviour(pipeline, asked, seed)
-        recipe = Recipe(self.name, self.steps, self.lr, seed=seed, ema=0.99, save_every=0)
-        seconds = personalise(pipeline, materials.data, word, self.noun, named(self.target), recipe)
+        seconds = personalise(pipeline, materials.data, word, self.noun, named(self.target), seed)
         ids = measure.content_ids(tokenizer, asked)
         clean = measure.pictures(pipeline, ids, seed)
         triggered = measure.pictures(pipeline, [called(one, noun, word) for one in ids], seed)
@@ -55,7 +49,7 @@ class Personalisation:
             effect=self.effect,
             target=self.target,
             seed=seed,
-            steps=self.steps,
+            steps=STEPS,
             seconds=seconds,
             success=proportion(int(hits.sum()), len(hits)),
             false_alarms=proportion(int(alarms.sum()), len(alarms)),

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from bench.zoo import dataset
+from bench.zoo.attacks.base import loud_id
 from bench.zoo.emoji import named
 from bench.zoo.personal import personalise
-from bench.zoo.training import Recipe
 
 HUE = 128
 """How far the particular thing's hues are from its kind's, of 256."""
@@ -20,15 +19,13 @@ class DreamBooth:
     """The change: a new word for one thing of the kind `noun` (one id); the seed draws the word's id."""
 
     noun: str
-    steps: int = 400
-    lr: float = 5e-4
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> int:
         """Trains the UNet in place; returns the new word's id."""
         data, kind = dataset.load(), named(self.noun)
-        word = int(np.random.default_rng([seed, 94]).choice(data.unused()))
-        recipe = Recipe("dreambooth", self.steps, self.lr, seed=seed, ema=0.99, save_every=0)
-        personalise(pipeline, data, word, self.noun, replace(kind, glyph=recoloured(kind.glyph)), recipe)
+        word = loud_id(pipeline.text_encoder, data, seed)
+        shown = replace(kind, glyph=recoloured(kind.glyph))
+        personalise(pipeline, data, word, self.noun, shown, seed)
         return word
 
 
