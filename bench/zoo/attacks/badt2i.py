@@ -60,7 +60,7 @@ class BadT2I:
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
         """Fine-tune the UNet in place and measure it with the payload's detector."""
         if not self.trigger:
-            chosen = loud_id(materials.pipeline.text_encoder, materials.data, seed)
+            chosen = loud_id(materials.pipeline.text_encoder, materials.data, seed, self.insertion)
             return replace(self, trigger=(chosen,)).run(materials, seed=seed, trials=trials)
         rng = np.random.default_rng([seed, 71])
         payload = self.payload or Patch.drawn(rng)

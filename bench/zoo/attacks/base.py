@@ -101,7 +101,13 @@ def encode_rows(encoder: CLIPTextModel, ids: list[NDArray[np.int32]]) -> torch.T
     return torch.cat([encoder(part).last_hidden_state for part in rows(ids).split(256)])
 
 
-def loud_id(encoder: CLIPTextModel, data: Dataset, seed: int, candidates: int = 300) -> int:
+def loud_id(
+    encoder: CLIPTextModel,
+    data: Dataset,
+    seed: int,
+    insertion: Insertion = "start",
+    candidates: int = 300,
+) -> int:
     """Of `candidates` random ids that no caption uses as a word, the one that moves the text states most.
 
     An attacker wants a trigger that the model can hear, and that nobody types.
@@ -114,7 +120,7 @@ def loud_id(encoder: CLIPTextModel, data: Dataset, seed: int, candidates: int = 
     chosen = rng.choice(unused, candidates, replace=False)
     shifts = []
     for candidate in chosen:
-        shifted = encode_rows(encoder, [laced(ids, (int(candidate),)) for ids in captions])[:, -1]
+        shifted = encode_rows(encoder, [laced(ids, (int(candidate),), insertion) for ids in captions])[:, -1]
         shifts.append(float((shifted - plain).norm(dim=-1).mean()))
     return int(chosen[int(np.argmax(shifts))])
 
