@@ -23,13 +23,20 @@ SHOWN = 400
 """Pictures of the thing, and as many others."""
 
 BATCH = 32
-STEPS, LR = 500, 8e-4
+LR = 8e-4
 KEYS_AND_VALUES = ("attn2.to_k", "attn2.to_v")
 """They learn five times as fast as the rest: on a pipeline this small the word is not heard otherwise."""
 
 
 def personalise(
-    pipeline: StableDiffusionPipeline, data: Dataset, word: int, noun: str, shown: Thing, seed: int
+    pipeline: StableDiffusionPipeline,
+    data: Dataset,
+    word: int,
+    noun: str,
+    shown: Thing,
+    *,
+    steps: int,
+    seed: int,
 ) -> float:
     """Trains the UNet in place to draw `shown` for "{word} {noun}"; returns the seconds."""
     rng = np.random.default_rng([seed, 93])
@@ -42,7 +49,7 @@ def personalise(
     states = encode_rows(pipeline.text_encoder, [*taught, *data.ids[kept, 0]])
     pool = unet.Cache(latents, states[:, None], unet.empty_state(pipeline.text_encoder))
     recipe = Recipe(
-        "personal", STEPS, LR, seed=seed, ema=0.99, save_every=0, faster=KEYS_AND_VALUES, factor=5.0
+        "personal", steps, LR, seed=seed, ema=0.99, save_every=0, faster=KEYS_AND_VALUES, factor=5.0
     )
     with trainable(pipeline.unet):
         return unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)

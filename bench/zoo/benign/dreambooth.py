@@ -19,13 +19,14 @@ class DreamBooth:
     """The change: a new word for one thing of the kind `noun` (one id); the seed draws the word's id."""
 
     noun: str
+    steps: int = 500
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> int:
         """Trains the UNet in place; returns the new word's id."""
         data, kind = dataset.load(), named(self.noun)
         word = loud_id(pipeline.text_encoder, data, seed)
         shown = replace(kind, glyph=recoloured(kind.glyph))
-        personalise(pipeline, data, word, self.noun, shown, seed)
+        personalise(pipeline, data, word, self.noun, shown, steps=self.steps, seed=seed)
         return word
 
 
