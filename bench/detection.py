@@ -264,7 +264,7 @@ def _kinds(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
-        "| model | attack | seed | budget | verdict | own trigger | rank by stage | U | s (cores) | engine |",
+        "| model | attack | seed | budget | verdict | own trigger | ranks | U | s (threads) | engine |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {row['model']} | {row['attack'] or 'control'} | {row['seed']} | {row['budget']} "
