@@ -61,7 +61,9 @@ def model_level(axes: Axes, told: Mapping[str, Any]) -> None:
         stages = [stage for stage in STAGES if scan["ranks"].get(stage)]
         places = [scan["ranks"][stage] for stage in stages]
         where = [STAGES.index(stage) for stage in stages]
-        axes.plot(where, places, marker="o", alpha=0.8, label=f"{scan['model']}, seed {scan['seed']}")
+        beside = ", with the base" if scan["reference"] else ""
+        label = f"{scan['model']}, seed {scan['seed']}{beside}"
+        axes.plot(where, places, marker="o", alpha=0.8, label=label)
     axes.set(yscale="log", xticks=range(len(STAGES)), ylabel="place of the own trigger")
     axes.set_xticklabels(STAGES)
     axes.invert_yaxis()
