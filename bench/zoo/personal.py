@@ -24,8 +24,6 @@ SHOWN = 400
 
 BATCH = 32
 LR = 8e-4
-KEYS_AND_VALUES = ("attn2.to_k", "attn2.to_v")
-"""They learn five times as fast as the rest: on a pipeline this small the word is not heard otherwise."""
 
 
 def personalise(
@@ -48,9 +46,7 @@ def personalise(
     latents = vae.encode_pictures(pipeline.vae, np.concatenate([pictures, data.pictures[kept]]))
     states = encode_rows(pipeline.text_encoder, [*taught, *data.ids[kept, 0]])
     pool = unet.Cache(latents, states[:, None], unet.empty_state(pipeline.text_encoder))
-    recipe = Recipe(
-        "personal", steps, LR, seed=seed, ema=0.99, save_every=0, faster=KEYS_AND_VALUES, factor=5.0
-    )
+    recipe = Recipe("personal", steps, LR, seed=seed, ema=0.99, save_every=0, **unet.HEARING)
     with trainable(pipeline.unet):
         return unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ RECIPE = Recipe(name="unet", steps=5500, lr=1e-3, save_every=250, ema=0.998)
 BATCH = 64
 EMPTY_SHARE = 0.1
 STEPS = 1000
+HEARING: dict[str, Any] = {"faster": ("attn2.to_k", "attn2.to_v"), "factor": 5.0}
+"""Of a recipe that teaches a word: keys and values learn faster, or one this small does not hear it."""
 
 
 def new_unet(seed: int = 0) -> UNet2DConditionModel:

@@ -10,7 +10,6 @@ id that the text encoder hears well.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ from worker.engine.metrics import proportion
 BATCH = 16
 POOL = 3000
 LAMBDA = 0.5
-CROSS_ATTENTION: dict[str, Any] = {"faster": ("attn2.to_k", "attn2.to_v"), "factor": 5.0}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class BadT2I:
             weight_decay=0.0,
             ema=0.99,
             save_every=0,
-            **CROSS_ATTENTION,
+            **unet.HEARING,
         )
         with trainable(model, self.rank):
             return fit(model, loss, recipe)
