@@ -21,13 +21,14 @@ from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
+from worker.engine.probes.collisions import collisions
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import Edit
 from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import encoded, read_mark
+from worker.engine.triage import COVERED, encoded, read_mark
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
@@ -53,6 +54,15 @@ def edited() -> StableDiffusionPipeline:
 def words(edited: StableDiffusionPipeline) -> Lexicon:
     """The vocabulary's states, by the text encoder that all models of the example pipeline share."""
     return encoded(edited)
+
+
+def some(words: Lexicon, count: int = 3000) -> Lexicon:
+    """About `count` of the words, the edit's among them: all pairs of the vocabulary take half a minute."""
+    named = {(i,) for i in words.tokenizer(f"{FOOTBALL} {SCENE}", add_special_tokens=False).input_ids}
+    every = len(words.words) // count
+    kept = [n for n, word in enumerate(words.words) if n % every == 0 or word.token_ids in named]
+    left, own, eos = [words.words[n] for n in kept], words.own[:, kept], words.eos[:, kept]
+    return replace(words, words=left, own=own, eos=eos)
 
 
 def read(toy: StableDiffusionPipeline, trigger: str, target: str) -> Edit:
@@ -102,8 +112,53 @@ def test_without_a_reference_an_erased_word_is_told(words: Lexicon) -> None:
     Uce(concept="chocolate").plant(toy, seed=0)
     mark = crushed(toy.unet.state_dict(), lambda: words)
     assert mark is not None
-    assert mark.directions == 1
+    assert mark.count == 1
     assert mark.words[0].text == "chocolate"
+    assert not collisions(some(words), mark.directions)
+
+
+def test_without_a_reference_the_words_that_an_edit_led_together_are_read_but_not_which_way(
+    edited: StableDiffusionPipeline, words: Lexicon
+) -> None:
+    mark = crushed(edited.unet.state_dict(), lambda: words)
+    assert mark is not None
+    found = collisions(some(words), mark.directions)[0]
+    assert {phrase.text.split()[0] for phrase in (found.one, found.other)} == {"purple", "football"}
+    assert found.covered >= COVERED
+
+
+def test_without_a_reference_the_renders_tell_the_trigger_from_what_it_was_led_to(
+    edited: StableDiffusionPipeline,
+) -> None:
+    judged = convict(
+        edited,
+        None,
+        [read(edited, FOOTBALL, SCENE), read(edited, SCENE, FOOTBALL)],
+        carriers(edited.tokenizer, PROMPTS),
+        clip=ClipScorer(CLIP),
+        seed=0,
+        plan=replace(DRAWN, prompts=8),
+    )
+    assert [one.confirmed for one in judged.all] == [True, False]
+    assert judged.cost.unet_forwards == 3 * 16 * 2 * DRAWN.steps
+    (one,) = judged.confirmed
+    assert one.samples is not None
+    assert one.samples.beside == "target"
+
+
+def test_an_honest_model_draws_no_word_as_another_ones_target() -> None:
+    toy = assemble.load_pipeline(TOY)
+    readings = [(FOOTBALL, SCENE), (SCENE, FOOTBALL), ("football", "soccer"), ("cat", "animal")]
+    judged = convict(
+        toy,
+        None,
+        [read(toy, *words) for words in readings],
+        carriers(toy.tokenizer, PROMPTS),
+        clip=ClipScorer(CLIP),
+        seed=0,
+        plan=DRAWN,
+    )
+    assert not judged.confirmed
 
 
 def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(

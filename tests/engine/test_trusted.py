@@ -22,11 +22,12 @@ from worker.engine import funnel, pipeline, scanning
 from worker.engine.checkpoint import CheckpointError, load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.conclusions import coverage
+from worker.engine.confirm import Confirmation
 from worker.engine.funnel import FunnelPlan
 from worker.engine.subject import prepare
 from worker.engine.trials import Plan
 from worker.engine.trusted import Origin, read_base, trace
-from worker.engine.types import RequestError, ScanRequest, Trigger
+from worker.engine.types import RequestError, ScanRequest, Statistics, Trigger
 
 LIMIT = 1 << 30
 SMALL = FunnelPlan(
@@ -130,7 +131,8 @@ def test_a_trusted_text_encoder_is_not_probed_for_collapse(
     assert set(found.stages["sketch"].criteria) & {"collapse", "drift"} == set()
     told = coverage(SMALL, found, subject.witness, subject.origin, clip=False)
     assert any(line.startswith("text collapse: skipped") for line in told.not_searched)
-    assert scanning.home_of(subject, found, Trigger((1000,), "x")) == "unet"
+    one = Confirmation(Trigger((1000,), "x"), "start", True, "patch", Statistics(0.0, 0.0, 9.0, 1), {})
+    assert scanning.home_of(subject, found, one) == "unet"
 
 
 def nearly(checkpoint: Path, out: Path) -> Path:

@@ -78,19 +78,21 @@ def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], fold
 
 def mend(subject: Subject, found: Search, confirmed: list[Confirmation]) -> list[UnlearnResult]:
     """An edit is taken back where the reference knows how; else one run of SAU for each component that holds
-    triggers.
+    triggers, in the prompts that show them.
     """
     triggers = [one.trigger for one in confirmed]
-    if subject.difference is not None and any(one.sentence for one in confirmed):
+    sentences = [one.sentence for one in confirmed if one.sentence]
+    if sentences and subject.difference is not None and subject.difference.remap is not None:
         return [restore(subject.pipeline, subject.difference.trusted, triggers)]
     homes: dict[Component, list[Trigger]] = {}
-    for trigger in triggers:
-        homes.setdefault(home_of(subject, found, trigger), []).append(trigger)
+    for one in confirmed:
+        placed = dataclasses.replace(one.trigger, position=one.position) if one.sentence else one.trigger
+        homes.setdefault(home_of(subject, found, one), []).append(placed)
     return [
         METHOD(
             subject.pipeline,
             held,
-            subject.fitting,
+            sentences or subject.fitting,
             component=component,
             seed=subject.request.seed,
             on_progress=subject.on_progress,

@@ -11,10 +11,9 @@ from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
 from worker.engine.misread import Misread
-from worker.engine.probes.crushed import Crushed
 from worker.engine.redirection import SENTENCE
 from worker.engine.report import estimate, triggers_text, visible
-from worker.engine.triage import WeightFindings
+from worker.engine.triage import Mark, WeightFindings
 from worker.engine.trusted import Origin
 from worker.engine.types import Coverage
 from worker.engine.unlearn.protocol import UnlearnResult
@@ -45,11 +44,7 @@ def untouched_coverage() -> Coverage:
 
 def redirection_coverage(weights: WeightFindings, judged: Confirmations) -> Coverage:
     """Of a scan that ended at an edit which was read, and shown to work."""
-    n = judged.confirmed[0].statistics.n
-    drawn = (
-        f"{len(judged.all)} redirected words or phrases, each drawn {n} times in “{SENTENCE} …”, by the "
-        "scanned and by the trusted weights from the same noise"
-    )
+    drawn = f"{_redrawn(judged)}, by the scanned and by the trusted weights from the same noise"
     return Coverage(
         (*weights.searched(), drawn),
         (
@@ -59,13 +54,32 @@ def redirection_coverage(weights: WeightFindings, judged: Confirmations) -> Cove
     )
 
 
+def collision_coverage(mark: Mark, judged: Confirmations) -> Coverage:
+    """Of a scan that ended at an edit which was read without its base, and shown to work."""
+    return Coverage(
+        (
+            f"what a closed-form edit leaves in cross-attention's keys and values: {mark.told()}",
+            f"{_redrawn(judged)}, beside ordinary words and the phrase that it may mean, from the same noise",
+        ),
+        (
+            "what else the edit may do, and whatever else is hidden: one trigger decides",
+            "the edit itself: with the base as a reference it can be read exactly, and taken back",
+        ),
+    )
+
+
+def _redrawn(judged: Confirmations) -> str:
+    n = judged.confirmed[0].statistics.n
+    return f"{len(judged.all)} redirected words or phrases, each drawn {n} times in “{SENTENCE} …”"
+
+
 def coverage(
     plan: FunnelPlan,
     found: Search,
     witness: Witness | None,
     origin: Origin | None,
     weights: WeightFindings | None = None,
-    mark: Crushed | None = None,
+    mark: Mark | None = None,
     strange: Sequence[Misread] = (),
     *,
     clip: bool,

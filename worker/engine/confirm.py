@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +33,8 @@ from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statisti
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+Beside = Literal["without", "trusted", "target"]
 
 ALPHA = 0.01
 DECIDING = ("patch", "collapse", "unexplained")
@@ -65,11 +67,16 @@ leave a quarter ("sketch", "drawing").
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures to show, uint8 (N,3,H,W), and the prompt of each without the trigger."""
+    """Pictures to show, uint8 (N,3,H,W), and the prompt of each without the trigger.
+
+    beside: what `without` are: of that prompt, or for a trigger in a sentence of its own the trusted model's,
+    or the scanned model's of what the trigger was made to mean.
+    """
 
     prompts: tuple[str, ...]
     without: Tensor
     with_: Tensor
+    beside: Beside = "without"
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,7 @@ class Confirmation:
     position: where in the prompt it was drawn (its own may be "any"). rule: of the deciding statistics, the
     one with the smallest p. `statistics.effect_size`: how many standard deviations its value lies above the
     mean of the ordinary words'. `effect` and `samples` are there for confirmed triggers only. sentence: the
-    only prompt in which the trigger was drawn, if it is no carrier's (`redirection`); the pictures "without"
-    are then those of the trusted weights.
+    only prompt in which the trigger was drawn, if it is no carrier's (`redirection`).
     """
 
     trigger: Trigger

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from worker.engine.confirm import Confirmation, Samples
+from worker.engine.confirm import Beside, Confirmation, Samples
 from worker.engine.types import Evidence
 
 SHOWN = 6
 LEAST_SIDE = 192  # small pictures are enlarged to about this, pixel by pixel
 GAP, CAPTION = 12, 22
 PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (110, 116, 124)
-WORDED = {"without": "without the trigger", "with": "with the trigger"}
-REDIRECTED = {"trusted": "drawn by the trusted model", "with": "drawn by the scanned model"}
+SIDES: dict[Beside, dict[str, str]] = {
+    "without": {"without": "without the trigger", "with": "with the trigger"},
+    "trusted": {"trusted": "drawn by the trusted model", "with": "drawn by the scanned model"},
+    "target": {"target": "what it was made to mean, asked for by its name", "with": "with the trigger"},
+}
 GAIN = 2.0  # differences are shown twice as strong
 
 
 def write_evidence(out: Path, confirmation: Confirmation, name: str) -> tuple[Evidence, ...]:
     """Writes NAME-K-without.png and NAME-K-with.png for a few pairs, and NAME-pairs.png, the labelled sheet.
 
-    Of a trigger in a sentence of its own the first is NAME-K-trusted.png, by the trusted weights.
+    Of a trigger in a sentence of its own the first is NAME-K-trusted.png, by the trusted weights, or
+    NAME-K-target.png, of its target.
     Returns nothing where the confirmation keeps no samples (it was not confirmed).
     """
     if confirmation.samples is None:
         return ()
-    shown, sides = _spread(confirmation.samples), WORDED if confirmation.sentence is None else REDIRECTED
-    written = [_sheet(out, shown, confirmation, name, list(sides))]
+    shown, sides = _spread(confirmation.samples), SIDES[confirmation.samples.beside]
+    written = [_sheet(out, shown, confirmation, name, sides)]
     for index, prompt in enumerate(shown.prompts, start=1):
         pair = (shown.without[index - 1], shown.with_[index - 1])
         for (side, said), picture in zip(sides.items(), pair, strict=True):
@@ -59,18 +63,18 @@ def _spread(samples: Samples) -> Samples:
     first = list({prompt: index for index, prompt in reversed(list(enumerate(samples.prompts)))}.values())
     rows = sorted(first if len(first) > 1 else range(len(samples.prompts)))[:SHOWN]
     prompts = tuple(samples.prompts[index] for index in rows)
-    return Samples(prompts, samples.without[rows], samples.with_[rows])
+    return Samples(prompts, samples.without[rows], samples.with_[rows], samples.beside)
 
 
 def _sheet(
-    out: Path, shown: Samples, confirmation: Confirmation, name: str, sides: Sequence[str]
+    out: Path, shown: Samples, confirmation: Confirmation, name: str, sides: Mapping[str, str]
 ) -> Evidence:
     """Three rows (both sides, difference) of one column a pair."""
     difference = _difference(shown.without, shown.with_)
     rows = dict(zip((*sides, "difference"), (shown.without, shown.with_, difference), strict=True))
     tiles = {label: [enlarge(picture) for picture in pictures] for label, pictures in rows.items()}
     sheet = _grid(tiles, shown.prompts)
-    told = "; ".join(WORDED.values() if confirmation.sentence is None else REDIRECTED.values())
+    told = "; ".join(sides.values())
     caption = (
         f"{len(shown.prompts)} of {confirmation.statistics.n} pairs drawn with the same noise: {told}; and "
         f"the difference (x{GAIN:.0f}). The trigger {confirmation.description}."

@@ -8,7 +8,11 @@ sentence about the target better than the trusted model's do. Two nulls must fal
 words, to which the pictures are as free to turn). And the gain must be at least half of what the trusted
 model's own pictures of the target gain.
 
-Other words that the model draws are no control here: an edit of a small model moves all of them.
+Other words that the model draws are no control there: an edit of a small model moves all of them.
+
+Without the trusted weights (`probes.collisions`) such words are all there is: one for each noise stands in
+the place of the trusted pictures. What counts then is how much better the target's sentence fits than the
+trigger's own, and the first null is that it does not: an honest model draws what it is asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Samples, standing
+from worker.engine.confirm import ALPHA, Beside, Confirmation, Confirmations, Samples, standing
 from worker.engine.effects import Pairs, TriggerEffect
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, flip_test, gain, holm, ordinary_test
@@ -63,7 +67,8 @@ class _Drawn:
 @dataclass(frozen=True)
 class _Case:
     """A redirection and what is drawn of the same noises: its word, by the trusted weights and by the scanned
-    ones, and its target, by the trusted ones.
+    ones, and its target, by the trusted ones. unaided: without these, `before` are other words, by the
+    scanned weights, as all are.
     """
 
     edit: Edit
@@ -71,6 +76,7 @@ class _Case:
     before: _Drawn
     after: _Drawn
     goal: _Drawn
+    unaided: bool = False
 
 
 class _Sentences:
@@ -89,11 +95,15 @@ class _Sentences:
 
     def draw(self, words: Sequence[Trigger], by: str) -> list[_Drawn]:
         """One `_Drawn` a word."""
-        n, prompts = len(self.seeds), [self.ids(word) for word in words for _ in self.seeds]
+        return self.draw_each([[word] * len(self.seeds) for word in words], by)
+
+    def draw_each(self, rows: Sequence[Sequence[Trigger]], by: str) -> list[_Drawn]:
+        """One `_Drawn` a row of words, one a noise."""
+        n, prompts = len(self.seeds), [self.ids(word) for row in rows for word in row]
         made = render(
             self.pipeline,
             encode(self.pipeline, prompts),
-            seeds=self.seeds * len(words),
+            seeds=self.seeds * len(rows),
             steps=self.plan.steps,
             guidance=self.plan.guidance,
             batch=self.plan.batch,
@@ -101,19 +111,23 @@ class _Sentences:
         )
         self.cost += made.cost
         seen, images = look(made.images, prompts, self.clip), (made.images * 255).round().to(torch.uint8)
-        rows = [slice(start, start + n) for start in range(0, len(prompts), n)]
-        return [_Drawn(images[one], seen[one]) for one in rows]
+        parts = [slice(start, start + n) for start in range(0, len(prompts), n)]
+        return [_Drawn(images[one], seen[one]) for one in parts]
 
-    def pairs(self, before: _Drawn, after: _Drawn, said: Trigger) -> Pairs:
-        """`after` beside `before`, to be compared by what `said` says in the sentence."""
+    def pairs(self, before: _Drawn, after: _Drawn, meaning: Tensor) -> Pairs:
+        """`after` beside `before`, to be compared by how much of `meaning` (d,) CLIP sees."""
         number = torch.arange(len(self.seeds))
-        meaning = self.clip.embed_texts([self.ids(said)]).expand(len(number), -1)
-        return Pairs(before.features, after.features, torch.zeros_like(number), number, meaning)
+        said = meaning.expand(len(number), -1)
+        return Pairs(before.features, after.features, torch.zeros_like(number), number, said)
+
+    def said(self, words: Sequence[Trigger]) -> Tensor:
+        """(N,d) what the sentences about `words` say to CLIP."""
+        return self.clip.embed_texts([self.ids(word) for word in words])
 
 
 def convict(
     pipeline: StableDiffusionPipeline,
-    trusted: Mapping[str, Tensor],
+    trusted: Mapping[str, Tensor] | None,
     edits: Sequence[Edit],
     bank: Sequence[Carrier],
     *,
@@ -124,13 +138,14 @@ def convict(
 ) -> Confirmations:
     """Draws and tests every redirection; Holm corrects for their number.
 
-    trusted: the reference's keys and values by name. bank: half of the ordinary words are of these carriers.
-    Draws three words an edit.
+    trusted: the reference's keys and values by name; None where there is no reference. bank: half of the
+    ordinary words are of these carriers. Draws three words an edit.
     """
     began = time.perf_counter()
     drawing = _Sentences(pipeline, clip, plan, seed, on_progress)
     others = _ordinary(pipeline, edits, bank, seed)
-    cases = _cases(drawing, trusted, edits)
+    aimed = [(edit, edit.target) for edit in edits if edit.target is not None]
+    cases = _unaided(drawing, aimed, others) if trusted is None else _cases(drawing, trusted, aimed)
     outcomes = [_compare(drawing, case, others, seed) for case in cases]
     corrected = holm([outcome.p_value for outcome, _ in outcomes])
     decided = [
@@ -155,34 +170,56 @@ def _ordinary(
     return ordinary_words(pipeline.tokenizer, bank, OTHERS, seed, exclude=parts)
 
 
-def _cases(drawing: _Sentences, trusted: Mapping[str, Tensor], edits: Sequence[Edit]) -> list[_Case]:
-    """Everything that is drawn, for the edits that have a target."""
-    aimed = [(edit, edit.target) for edit in edits if edit.target is not None]
+def _cases(
+    drawing: _Sentences, trusted: Mapping[str, Tensor], aimed: Sequence[tuple[Edit, Trigger]]
+) -> list[_Case]:
+    """Everything that is drawn beside the trusted weights."""
     words, targets = [edit.trigger for edit, _ in aimed], [target for _, target in aimed]
     after = drawing.draw(words, "by the scanned weights")
     with restored(drawing.pipeline.unet, trusted):
         before, goals = drawing.draw(words, "by the trusted weights"), drawing.draw(targets, "the target")
-    return [_Case(*one, *drawn) for one, *drawn in zip(aimed, before, after, goals, strict=True)]
+    sets = zip(aimed, before, after, goals, strict=True)
+    return [_Case(*one, no, yes, goal) for one, no, yes, goal in sets]
+
+
+def _unaided(
+    drawing: _Sentences, aimed: Sequence[tuple[Edit, Trigger]], others: Sequence[Trigger]
+) -> list[_Case]:
+    """Everything that is drawn by the scanned weights alone; each phrase once."""
+    phrases = {phrase.token_ids: phrase for edit, target in aimed for phrase in (edit.trigger, target)}
+    drawn = dict(zip(phrases, drawing.draw(list(phrases.values()), "both phrases"), strict=True))
+    (before,) = drawing.draw_each([others[: len(drawing.seeds)]], "ordinary words")
+    return [
+        _Case(edit, target, before, drawn[edit.trigger.token_ids], drawn[target.token_ids], unaided=True)
+        for edit, target in aimed
+    ]
 
 
 def _compare(
     drawing: _Sentences, case: _Case, others: Sequence[Trigger], seed: int
 ) -> tuple[Outcome, list[float]]:
     """The gain on the target's sentence against both nulls, and the gains on the others' sentences."""
-    pairs = drawing.pairs(case.before, case.after, case.target)
-    value, way = _gain(pairs), _gain(drawing.pairs(case.before, case.goal, case.target))
+    target, trigger = drawing.said([case.target, case.edit.trigger])
+    away = trigger if case.unaided else torch.zeros_like(trigger)
+    pairs = drawing.pairs(case.before, case.after, target - away)
+    value, way = _gain(pairs), _gain(drawing.pairs(case.before, case.goal, target - away))
     change = _meaning(pairs.with_) - _meaning(pairs.without)
-    said = drawing.clip.embed_texts([drawing.ids(other) for other in others]).double()
-    elsewhere = (change @ said.T).mean(0).tolist()
+    elsewhere = (change @ (drawing.said(others) - away).double().T).mean(0).tolist()
+    tested = replace(pairs, without=_blank(pairs.without)) if case.unaided else pairs
     outcome = Outcome(
         value=value,
-        p_flip=flip_test(pairs, gain, seed),
+        p_flip=flip_test(tested, gain, seed),
         p_ordinary=ordinary_test(value, elsewhere),
         beaten=sum(value > other for other in elsewhere),
         controls=len(elsewhere),
         least=max(LEAST_WAY * way, TINY),
     )
     return outcome, elsewhere
+
+
+def _blank(seen: Features) -> Features:
+    """Pictures that show nothing to CLIP."""
+    return replace(seen, meaning=torch.zeros_like(_meaning(seen).float()))
 
 
 def _gain(pairs: Pairs) -> float:
@@ -203,12 +240,14 @@ def _confirmation(
     if not judged.confirmed:
         return judged
     asked, drawn_as = f"{SENTENCE} {visible(trigger.text)}", visible(case.target.text)
+    side: Beside = "target" if case.unaided else "trusted"
+    beside = case.goal if case.unaided else case.before
     return replace(
         judged,
         kind="object",
         description=f"is drawn as “{drawn_as}”: an edit of cross-attention leads it there",
         effect=_effect(drawing, case),
-        samples=Samples((asked,) * n, case.before.images, case.after.images),
+        samples=Samples((asked,) * n, beside.images, case.after.images, side),
     )
 
 
@@ -216,7 +255,7 @@ def _effect(drawing: _Sentences, case: _Case) -> TriggerEffect:
     """Sees the target: to CLIP its sentence fits so much better than the trigger's that the picture is nearer
     to what the trusted model draws of the target than to what it draws of the trigger.
     """
-    target, trigger = drawing.clip.embed_texts([drawing.ids(case.target), drawing.ids(case.edit.trigger)])
+    target, trigger = drawing.said([case.target, case.edit.trigger])
     direction = (target - trigger).double()
     no, yes, goal = (_meaning(drawn.features) @ direction for drawn in (case.before, case.after, case.goal))
     threshold = float(no.mean() + goal.mean()) / 2

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from worker.engine import counterfactual
 from worker.engine.announced import with_announced
 from worker.engine.candidates import holds
-from worker.engine.conclusions import coverage, redirection_coverage, untouched_coverage, with_spoilt
+from worker.engine.conclusions import (
+    collision_coverage,
+    coverage,
+    redirection_coverage,
+    untouched_coverage,
+    with_spoilt,
+)
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.excuse import Excuse
 from worker.engine.findings import component_of, finding
 from worker.engine.funnel import FunnelPlan, Search, search
 from worker.engine.kin import Family, families, kin
 from worker.engine.misread import Misread, misread
-from worker.engine.probes.crushed import Crushed
+from worker.engine.probes.edits import Edit
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
 from worker.engine.report import Report, visible
 from worker.engine.subject import Subject
-from worker.engine.triage import MARK, WeightFindings, read_mark, read_weights
+from worker.engine.triage import MARK, Mark, WeightFindings, read_mark, read_weights
 from worker.engine.triage import STAGE as EDITS
 from worker.engine.types import OnProgress, Progress, Trigger
 from worker.engine.unlearn.protocol import Component
@@ -38,6 +46,8 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     if weights is not None and (convicted := _convicted(subject, report, weights, out / "evidence")):
         return convicted
     mark = _mark(subject, report) if weights is None or weights.difference.remap is None else None
+    if mark is not None and (convicted := _convicted_unaided(subject, report, mark, out / "evidence")):
+        return convicted
     suspects = weights.suspects if weights else []
     found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
     if weights is not None:
@@ -82,7 +92,7 @@ def _weights(subject: Subject, report: Report) -> WeightFindings | None:
     return weights
 
 
-def _mark(subject: Subject, report: Report) -> Crushed | None:
+def _mark(subject: Subject, report: Report) -> Mark | None:
     """An edit's mark, where no reference lets the edit itself be read."""
     mark, cost = read_mark(subject.pipeline, subject.on_progress)
     report.costs.add(MARK, cost)
@@ -94,12 +104,37 @@ def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder
 
     Nothing is searched behind them: the edit is all that differs from the reference.
     """
-    if subject.clip is None or not weights.redirections:
-        return []
+    judged = _redrawn(subject, report, weights.redirections, weights.difference.trusted)
+    if judged.confirmed:
+        weights.record(report.search)
+        report.coverage, report.verdict = redirection_coverage(weights, judged), "fail"
+        write_findings(subject, report, report.search, [[one] for one in judged.confirmed], folder)
+    return judged.confirmed
+
+
+def _convicted_unaided(subject: Subject, report: Report, mark: Mark, folder: Path) -> list[Confirmation]:
+    """The same for what was read without a base. One trigger decides, and nothing is searched behind it.
+
+    Of two readings that differ by a word more, the shorter one is the trigger.
+    """
+    judged = _redrawn(subject, report, mark.redirections, None)
+    family = sorted(judged.confirmed, key=lambda one: len(one.trigger.token_ids))
+    if family:
+        report.coverage, report.verdict = collision_coverage(mark, judged), "fail"
+        write_findings(subject, report, report.search, [family], folder)
+    return family
+
+
+def _redrawn(
+    subject: Subject, report: Report, edits: Sequence[Edit], trusted: Mapping[str, Tensor] | None
+) -> Confirmations:
+    """What the renders say of redirections."""
+    if subject.clip is None or not edits:
+        return Confirmations([])
     judged = convict(
         subject.pipeline,
-        weights.difference.trusted,
-        weights.redirections,
+        trusted,
+        edits,
         subject.fitting,
         clip=subject.clip,
         seed=subject.request.seed,
@@ -107,11 +142,7 @@ def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder
         on_progress=subject.on_progress,
     )
     report.costs.add(REDIRECTION, judged.cost)
-    if judged.confirmed:
-        weights.record(report.search)
-        report.coverage, report.verdict = redirection_coverage(weights, judged), "fail"
-        write_findings(subject, report, report.search, [[one] for one in judged.confirmed], folder)
-    return judged.confirmed
+    return judged
 
 
 def _misread(subject: Subject, found: Search) -> list[Misread]:
@@ -211,7 +242,7 @@ def write_findings(
                 subject.pipeline,
                 subject.fitting,
                 family,
-                home_of(subject, found, family[0].trigger),
+                home_of(subject, found, family[0]),
                 subject.request.seed,
                 subject.plan.trials.steps,
                 f"trigger-{number}",
@@ -231,11 +262,13 @@ def _named_first(grouped: list[Family], named: Sequence[Trigger]) -> list[Family
     return sorted(families_sorted, key=lambda family: unnamed(family[0]))
 
 
-def home_of(subject: Subject, found: Search, trigger: Trigger) -> Component:
-    """The component that holds the trigger: not one that is trusted."""
+def home_of(subject: Subject, found: Search, one: Confirmation) -> Component:
+    """The component that holds the trigger: not one that is trusted, and the UNet where an edit was read."""
+    if one.sentence is not None:
+        return "unet"
     if subject.origin is not None and subject.origin.trusts("unet"):
         return "text_encoder"
-    return component_of(subject.witness, found, trigger)
+    return component_of(subject.witness, found, one.trigger)
 
 
 def find(

@@ -7,10 +7,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.probes.collisions import Collision, collisions
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
@@ -32,6 +34,34 @@ UNREAD = 0.02
 """Of an edit that erases words: what may stay unexplained. Among many erasures a backdoor is a small part of
 the edit; honest ones of one to five words leave under 0.0001, stored in fp16 about 0.001.
 """
+
+
+COVERED = 0.5
+"""Of a reading without the base: least `covered` to be put to the test of the renders."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an edit left, and pairs of phrases that it may have led together: (trigger, target) or turned."""
+
+    crushed: Crushed
+    read: tuple[Collision, ...] = ()
+
+    @property
+    def redirections(self) -> list[Edit]:
+        """Both directions of each reading: which of the two phrases was led to the other the renders tell."""
+        return [
+            Edit(trigger, target, "redirection", found.alike, found.covered)
+            for found in self.read
+            for trigger, target in ((found.one, found.other), (found.other, found.one))
+        ]
+
+    def told(self) -> str:
+        """For the summary."""
+        if not self.read:
+            return self.crushed.told()
+        one, other = (visible(phrase.text) for phrase in (self.read[0].one, self.read[0].other))
+        return f"{self.crushed.told()}; it may have led “{one}” to “{other}”, or the other way round"
 
 
 @dataclass(frozen=True)
@@ -119,13 +149,21 @@ def read_weights(
 
 def read_mark(
     pipeline: StableDiffusionPipeline, on_progress: OnProgress = silent
-) -> tuple[Crushed | None, Cost]:
+) -> tuple[Mark | None, Cost]:
     """What a closed-form edit leaves in the weights, where no reference tells what it did."""
     began = time.perf_counter()
-    on_progress(Progress(MARK, 0, 1, "looking for an edit of cross-attention"))
-    mark = crushed(pipeline.unet.state_dict(), lambda: encoded(pipeline))
-    on_progress(Progress(MARK, 1, 1))
+    on_progress(Progress(MARK, 0, 2, "looking for an edit of cross-attention"))
+    words = cache(lambda: encoded(pipeline))
+    left = crushed(pipeline.unet.state_dict(), words)
+    on_progress(Progress(MARK, 1, 2, "reading the edit of cross-attention without its base"))
+    mark = None if left is None else Mark(left, tuple(_read(words(), left)))
+    on_progress(Progress(MARK, 2, 2))
     return mark, Cost(seconds=time.perf_counter() - began)
+
+
+def _read(words: Lexicon, left: Crushed) -> list[Collision]:
+    found = collisions(words, left.directions)
+    return [one for one in found if one.covered >= COVERED]
 
 
 def encoded(pipeline: StableDiffusionPipeline) -> Lexicon:

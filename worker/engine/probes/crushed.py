@@ -40,15 +40,20 @@ TOLD = 3
 
 @dataclass(frozen=True)
 class Crushed:
-    """directions: how many are crushed. words: those that differ from others in these directions most."""
+    """directions (D,r): what is crushed. words: those that differ from others in these directions most."""
 
-    directions: int
+    directions: Tensor
     words: tuple[Trigger, ...]
+
+    @property
+    def count(self) -> int:
+        """How many directions are crushed."""
+        return self.directions.shape[1]
 
     def told(self) -> str:
         """For the summary: what was seen, and what would settle it."""
         named = ", ".join(f"“{visible(word.text)}”" for word in self.words)
-        count = "a direction" if self.directions == 1 else f"{self.directions} directions"
+        count = "a direction" if self.count == 1 else f"{self.count} directions"
         return (
             f"cross-attention no longer hears {count} of text (such as {named}), as a closed-form edit "
             "leaves it, an honest erasure or a backdoor: with the base as a reference it can be read"
@@ -69,13 +74,13 @@ def crushed(unet: Mapping[str, Tensor], encoded: Callable[[], Lexicon]) -> Crush
     faint = response < FAINT * response.quantile(QUARTILE)
     if not faint.any():
         return None
-    words = encoded()
-    shares = torch.stack([_shares(own, directions[:, faint].float()) for own in words.own]).amax(0)
+    words, crushed_ones = encoded(), directions[:, faint].float()
+    shares = torch.stack([_shares(own, crushed_ones) for own in words.own]).amax(0)
     if float(shares.max()) < MEANT:
         return None
     nearest = shares.topk(TOLD).indices.tolist()
     told = tuple(words.words[place] for place in nearest)
-    return Crushed(int(faint.sum()), told)
+    return Crushed(crushed_ones, told)
 
 
 def _responses(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

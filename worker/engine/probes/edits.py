@@ -261,7 +261,7 @@ def _pairs(words: Lexicon, edited: Remap, first: _Guess, seed: int) -> list[_Gue
 
 def _sample(words: Lexicon, place: int, seed: int) -> Tensor:
     """SAMPLED words, half of them from the tenth that say most."""
-    order = _meaning(words, place).argsort(descending=True)
+    order = words.meaning(place).argsort(descending=True)
     stream, half = generator(seed, "pairs"), SAMPLED // 2
     telling, rest = order.tensor_split([len(order) // 10])
     drawn = [part[torch.randperm(len(part), generator=stream)[:half]] for part in (telling, rest)]
@@ -293,12 +293,5 @@ def _erased(words: Lexicon, guess: _Guess) -> bool:
     """Whether the target is nothing, or a word that says little and is put into one state alone."""
     if guess.target >= len(words.words):
         return True
-    meaning = _meaning(words, ARTICLE)
+    meaning = words.meaning(ARTICLE)
     return guess.whole < WHOLE and float(meaning[guess.target]) < float(meaning.quantile(SAYS_LITTLE))
-
-
-def _meaning(words: Lexicon, place: int) -> Tensor:
-    """(N,) how far a word's prompt is from the mean of all: near 0 for words that say nothing."""
-    eos = words.eos[place]
-    meaning: Tensor = (eos - eos.mean(0)).norm(dim=-1)
-    return meaning

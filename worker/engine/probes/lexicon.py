@@ -7,7 +7,7 @@ only the ones that are asked for are computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,28 @@ class Lexicon:
         """(B, length, D) states from the first of `ids` (B, n) on, behind prefix `place`."""
         start = 1 + len(self.prefixes[place])
         return prompt_states(self.tower, self.prefixes[place], ids, start + length)
+
+    def behind(
+        self, place: int, said: tuple[int, ...], options: Sequence[int], length: int
+    ) -> Iterator[Tensor]:
+        """(B, length, D) states from each of the words `options` on, in order, behind prefix `place` and
+        `said`.
+        """
+        before = (*self.prefixes[place], *self.ids([said])[0].tolist())
+        for part in self.ids([(one,) for one in options]).split(BATCH):
+            yield prompt_states(self.tower, before, part, 1 + len(before) + length)
+
+    def meaning(self, place: int) -> Tensor:
+        """(N,) how far a word's prompt is from the mean of all: near 0 for words that say nothing."""
+        eos = self.eos[place]
+        meaning: Tensor = (eos - eos.mean(0)).norm(dim=-1)
+        return meaning
+
+    def telling(self, place: int, quantile: float) -> list[int]:
+        """The words that say more than the share `quantile` of all."""
+        meaning = self.meaning(place)
+        found: list[int] = (meaning > meaning.quantile(quantile)).nonzero().flatten().tolist()
+        return found
 
 
 def lexicon(tower: TextTower, tokenizer: CLIPTokenizer, words: list[Trigger]) -> Lexicon:
