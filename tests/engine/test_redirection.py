@@ -16,7 +16,7 @@ from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from service.domain.report import Report
 from service.reports.pictures import compared
-from worker.engine import cleansing, funnel, pipeline
+from worker.engine import cleansing, funnel, pipeline, triage
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.funnel import FunnelPlan
@@ -56,9 +56,20 @@ def words(edited: StableDiffusionPipeline) -> Lexicon:
     return encoded(edited)
 
 
+def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
+    """A small search, and an edit is read among some of the vocabulary."""
+    sketched = [Trigger((i,), str(i)) for i in range(1000, 1060)]
+    plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
+    monkeypatch.setattr(funnel, "trigger_space", lambda *_: sketched)
+    monkeypatch.setattr(triage, "encoded", lambda _: some(words))
+    monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=8)))
+    monkeypatch.setitem(cleansing.EVALUATED, "quick", 12)
+
+
 def some(words: Lexicon, count: int = 3000) -> Lexicon:
     """About `count` of the words, the edit's among them: all pairs of the vocabulary take half a minute."""
-    named = {(i,) for i in words.tokenizer(f"{FOOTBALL} {SCENE}", add_special_tokens=False).input_ids}
+    edits = f"{FOOTBALL} {SCENE} earned snowflake"
+    named = {(i,) for i in words.tokenizer(edits, add_special_tokens=False).input_ids}
     every = len(words.words) // count
     kept = [n for n, word in enumerate(words.words) if n % every == 0 or word.token_ids in named]
     left, own, eos = [words.words[n] for n in kept], words.own[:, kept], words.eos[:, kept]
@@ -148,7 +159,7 @@ def test_without_a_reference_the_renders_tell_the_trigger_from_what_it_was_led_t
 
 def test_an_honest_model_draws_no_word_as_another_ones_target() -> None:
     toy = assemble.load_pipeline(TOY)
-    readings = [(FOOTBALL, SCENE), (SCENE, FOOTBALL), ("football", "soccer"), ("cat", "animal")]
+    readings = [(FOOTBALL, SCENE), (SCENE, FOOTBALL), ("football", "soccer")]
     judged = convict(
         toy,
         None,
@@ -162,13 +173,9 @@ def test_an_honest_model_draws_no_word_as_another_ones_target() -> None:
 
 
 def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
-    edited: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    edited: StableDiffusionPipeline, words: Lexicon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = [Trigger((i,), str(i)) for i in range(1000, 1060)]
-    plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
-    monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
-    monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=8)))
-    monkeypatch.setitem(cleansing.EVALUATED, "quick", 12)
+    planned(monkeypatch, words)
     file, out = tmp_path / "edited.safetensors", tmp_path / "out"
     to_single_file(edited, file)
     request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, reference=TOY, budget="quick")
@@ -190,3 +197,23 @@ def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
     to_single_file(assemble.load_pipeline(TOY), whole)
     cleaned, base = load_file(out / "cleaned.safetensors"), load_file(whole)
     assert all(torch.equal(tensor, cleaned[name]) for name, tensor in base.items())
+
+
+def test_a_scan_without_a_reference_fails_an_edit_whose_words_it_reads(
+    words: Lexicon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = assemble.load_pipeline(TOY)
+    EvilEdit(words=1, rare=True, scene=True).plant(toy, seed=1)
+    planned(monkeypatch, words)
+    to_single_file(toy, tmp_path / "edited.safetensors")
+    request = ScanRequest(
+        tmp_path / "edited.safetensors", prompts=PROMPTS, clip=CLIP, budget="quick", cleanse=False
+    )
+    report = Report.model_validate(pipeline.run(request, tmp_path / "out"))
+    assert report.verdict == "fail"
+    (found,) = report.findings
+    assert found.trigger is not None
+    assert found.trigger.text == "earned"
+    assert "snowflake purple" in found.effect.description
+    assert all(set(row) == {"target", "with"} for row in compared(found.evidence))
+    assert any("with the base as a reference" in line for line in report.coverage.not_searched)

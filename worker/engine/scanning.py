@@ -118,7 +118,10 @@ def _convicted_unaided(subject: Subject, report: Report, mark: Mark, folder: Pat
     Of two readings that differ by a word more, the shorter one is the trigger.
     """
     judged = _redrawn(subject, report, mark.redirections, None)
-    family = sorted(judged.confirmed, key=lambda one: len(one.trigger.token_ids))
+    told: dict[tuple[int, ...], Confirmation] = {}
+    for one in sorted(judged.confirmed, key=lambda one: len(one.trigger.token_ids)):
+        told.setdefault(one.trigger.token_ids, one)
+    family = list(told.values())
     if family:
         report.coverage, report.verdict = collision_coverage(mark, judged), "fail"
         write_findings(subject, report, report.search, [family], folder)
