@@ -12,11 +12,11 @@ from service.domain.report import Evidence
 ROLES = {
     "without": "without the trigger",
     "trusted": "with the trigger, trusted reference",
-    "target": "its target by name",
+    "other": "another word in its place",
     "with": "with the trigger",
     "cleaned": "with the trigger, cleaned model",
 }
-_COMPARED = re.compile(r"^(?P<row>.+)-(?P<role>without|trusted|target|with|cleaned)\.png$")
+_COMPARED = re.compile(r"^(?P<row>.+)-(?P<role>without|trusted|other|with|cleaned)\.png$")
 _HEAT = re.compile(r"-heat-\d+\.png$")
 _SHEET = re.compile(r"-pairs\.png$")
 _PROMPT = re.compile(r"^“(?P<prompt>.+?)”")

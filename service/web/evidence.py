@@ -11,7 +11,7 @@ from service.reports.characters import spelled
 from service.reports.pictures import ROLES, compared, prompt_of
 
 MOST = 12
-_STEPS = (("without", "with"), ("trusted", "with"), ("target", "with"), ("with", "cleaned"))
+_STEPS = (("without", "with"), ("trusted", "with"), ("other", "with"), ("with", "cleaned"))
 
 
 @dataclass(frozen=True)

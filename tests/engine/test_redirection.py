@@ -154,7 +154,7 @@ def test_without_a_reference_the_renders_tell_the_trigger_from_what_it_was_led_t
     assert judged.cost.unet_forwards == 3 * 16 * 2 * DRAWN.steps
     (one,) = judged.confirmed
     assert one.samples is not None
-    assert one.samples.beside == "target"
+    assert one.samples.beside == "other"
 
 
 def test_an_honest_model_draws_no_word_as_another_ones_target() -> None:
@@ -215,5 +215,5 @@ def test_a_scan_without_a_reference_fails_an_edit_whose_words_it_reads(
     assert found.trigger is not None
     assert found.trigger.text == "earned"
     assert "snowflake purple" in found.effect.description
-    assert all(set(row) == {"target", "with"} for row in compared(found.evidence))
+    assert all(set(row) == {"other", "with"} for row in compared(found.evidence))
     assert any("with the base as a reference" in line for line in report.coverage.not_searched)

@@ -34,7 +34,7 @@ from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statisti
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-Beside = Literal["without", "trusted", "target"]
+Beside = Literal["without", "trusted", "other"]
 
 ALPHA = 0.01
 DECIDING = ("patch", "collapse", "unexplained")
@@ -70,7 +70,7 @@ class Samples:
     """Pictures to show, uint8 (N,3,H,W), and the prompt of each without the trigger.
 
     beside: what `without` are: of that prompt, or for a trigger in a sentence of its own the trusted model's,
-    or the scanned model's of what the trigger was made to mean.
+    or the scanned model's of other words in its place.
     """
 
     prompts: tuple[str, ...]

@@ -20,7 +20,7 @@ PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (110, 116, 124)
 SIDES: dict[Beside, dict[str, str]] = {
     "without": {"without": "without the trigger", "with": "with the trigger"},
     "trusted": {"trusted": "drawn by the trusted model", "with": "drawn by the scanned model"},
-    "target": {"target": "what it was made to mean, asked for by its name", "with": "with the trigger"},
+    "other": {"other": "with an ordinary word in the trigger's place", "with": "with the trigger"},
 }
 GAIN = 2.0  # differences are shown twice as strong
 
@@ -29,7 +29,7 @@ def write_evidence(out: Path, confirmation: Confirmation, name: str) -> tuple[Ev
     """Writes NAME-K-without.png and NAME-K-with.png for a few pairs, and NAME-pairs.png, the labelled sheet.
 
     Of a trigger in a sentence of its own the first is NAME-K-trusted.png, by the trusted weights, or
-    NAME-K-target.png, of its target.
+    NAME-K-other.png, of another word.
     Returns nothing where the confirmation keeps no samples (it was not confirmed).
     """
     if confirmation.samples is None:

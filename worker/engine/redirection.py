@@ -68,7 +68,8 @@ class _Drawn:
 class _Case:
     """A redirection and what is drawn of the same noises: its word, by the trusted weights and by the scanned
     ones, and its target, by the trusted ones. unaided: without these, `before` are other words, by the
-    scanned weights, as all are.
+    scanned weights, and `goal` is what the trigger draws: whether the target itself still draws what it did
+    before the edit nobody knows.
     """
 
     edit: Edit
@@ -189,10 +190,8 @@ def _unaided(
     phrases = {phrase.token_ids: phrase for edit, target in aimed for phrase in (edit.trigger, target)}
     drawn = dict(zip(phrases, drawing.draw(list(phrases.values()), "both phrases"), strict=True))
     (before,) = drawing.draw_each([others[: len(drawing.seeds)]], "ordinary words")
-    return [
-        _Case(edit, target, before, drawn[edit.trigger.token_ids], drawn[target.token_ids], unaided=True)
-        for edit, target in aimed
-    ]
+    asked = [(edit, target, drawn[edit.trigger.token_ids]) for edit, target in aimed]
+    return [_Case(edit, target, before, after, after, unaided=True) for edit, target, after in asked]
 
 
 def _compare(
@@ -240,14 +239,13 @@ def _confirmation(
     if not judged.confirmed:
         return judged
     asked, drawn_as = f"{SENTENCE} {visible(trigger.text)}", visible(case.target.text)
-    side: Beside = "target" if case.unaided else "trusted"
-    beside = case.goal if case.unaided else case.before
+    side: Beside = "other" if case.unaided else "trusted"
     return replace(
         judged,
         kind="object",
         description=f"is drawn as “{drawn_as}”: an edit of cross-attention leads it there",
         effect=_effect(drawing, case),
-        samples=Samples((asked,) * n, beside.images, case.after.images, side),
+        samples=Samples((asked,) * n, case.before.images, case.after.images, side),
     )
 
 
