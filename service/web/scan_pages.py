@@ -22,8 +22,8 @@ from service.web.rendering import PageRoute, page
 STAGES = {
     "load": "open the file",
     "edits": "compare with the reference, read an edit",
-    "redirection": "draw what the edit was made for",
     "crushed": "the mark of an edit in the weights",
+    "redirection": "draw what the edit was made for",
     "sketch": "attention sketch, every token",
     "text": "text encoder, every token",
     "glance": "first look at the best",
@@ -37,7 +37,7 @@ STAGES = {
 }
 FETCH = {"fetch": "download the file"}
 _CLEANING = ("unlearn", "rescan", "evaluate", "save")
-_WITH_REFERENCE, _WITHOUT_REFERENCE = ("edits", "redirection"), ("crushed",)
+_WITH_REFERENCE, _WITHOUT_REFERENCE = ("edits",), ("crushed",)
 _OTHERS = 50
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)

@@ -114,9 +114,9 @@ CLEANING = ["unlearn", "rescan", "evaluate", "save"]
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        ({}, ["load", "crushed", *EVERY[1:], *CLEANING]),
+        ({}, ["load", "crushed", "redirection", *EVERY[1:], *CLEANING]),
         ({"reference": "r1"}, ["load", "edits", "redirection", *EVERY[1:], *CLEANING]),
-        ({"cleanse": False}, ["load", "crushed", *EVERY[1:]]),
+        ({"cleanse": False}, ["load", "crushed", "redirection", *EVERY[1:]]),
     ],
 )
 def test_a_waiting_scan_is_shown_live_with_the_stages_that_it_will_have(
@@ -151,7 +151,7 @@ def test_a_registered_base_may_be_near_enough_for_all_stages(
     with database.transaction() as session:
         references.register(session, tenant, "base", f"{1:064x}", "safetensors", [tensor])
     page = browser.get(f"/ui/scans/{scan}").text
-    stages = ["load", "edits", "redirection", "crushed", *EVERY[1:], *CLEANING]
+    stages = ["load", "edits", "crushed", "redirection", *EVERY[1:], *CLEANING]
     assert re.findall(r'<li data-stage="(\w+)"', page) == stages
 
 
