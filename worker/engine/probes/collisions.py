@@ -29,8 +29,8 @@ FIRSTS = 24
 """Pairs of first words that are read in whole prompts; the nearest of them and the best are read on from."""
 
 ASTRAY = 0.1
-"""Of the squared way between two first words, what may lie in other directions. The first words of three
-EvilEdits left 0.004 to 0.057 there, and no other pair of the vocabulary left less.
+"""Of the squared way between two first words, what may lie in other directions. The first words of two
+EvilEdits left 0.004 and 0.057 there, and no other pair of the vocabulary left less.
 """
 
 APART = 0.05
@@ -53,7 +53,8 @@ BEAM, MORE_WORDS = 3, 2
 BETTER = 1.08
 """What another word must make of a reading's score, to be read."""
 
-CHUNK = 512
+CHUNK, HELD = 512, 2048
+"""Words compared with all others at once; pairs that are kept of them, whatever the weights are like."""
 
 Places = tuple[int, ...]
 """Of words in the lexicon."""
@@ -88,10 +89,10 @@ def collisions(words: Lexicon, crushed: Tensor) -> list[Collision]:
     begun = [pair for pair in firsts if pair.alike >= ALIKE]
     if not begun:
         return []
-    beam = found = {begun[0], max(begun, key=_score)}
+    found = beam = {begun[0], max(begun, key=_score)}
     for _ in range(MORE_WORDS):
         beam = _best({longer for pair in beam for longer in _longer(words, crushed, pair)})
-        found |= beam
+        found = found | beam
     ranked = sorted(_best(found), key=_score, reverse=True)
     return [_spelled_out(words, pair) for pair in ranked]
 
@@ -116,7 +117,9 @@ def nearest_pairs(states: Tensor, crushed: Tensor) -> list[tuple[Places, Places]
     for start in range(0, len(points), CHUNK):
         rows, later = slice(start, start + CHUNK), slice(start, None)
         left = torch.addmm(own[later], bent[rows], points[later].mT, alpha=-2).add_(own[rows, None])
-        found.append((left.triu(1) < 0).nonzero() + start)
+        near = (left.triu(1) < 0).nonzero()
+        clearest = left[near[:, 0], near[:, 1]].topk(min(HELD, len(near)), largest=False).indices
+        found.append(near[clearest] + start)
     pairs = torch.cat(found)
     ways = points[pairs[:, 0]] - points[pairs[:, 1]]
     far = ways.square().sum(1) > APART * 2 * points.square().sum(1).mean()
