@@ -54,10 +54,11 @@ def redirection_coverage(weights: WeightFindings, judged: Confirmations) -> Cove
     )
 
 
-def collision_coverage(mark: Mark, judged: Confirmations) -> Coverage:
+def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confirmations) -> Coverage:
     """Of a scan that ended at an edit which was read without its base, and shown to work."""
     return Coverage(
         (
+            *(weights.searched() if weights else ()),
             f"what a closed-form edit leaves in cross-attention's keys and values: {mark.told()}",
             f"{_redrawn(judged)}, beside ordinary words and the phrase that it may mean, from the same noise",
         ),

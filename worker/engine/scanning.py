@@ -46,7 +46,9 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     if weights is not None and (convicted := _convicted(subject, report, weights, out / "evidence")):
         return convicted
     mark = _mark(subject, report) if weights is None or weights.difference.remap is None else None
-    if mark is not None and (convicted := _convicted_unaided(subject, report, mark, out / "evidence")):
+    if mark is not None and (
+        convicted := _convicted_unaided(subject, report, mark, weights, out / "evidence")
+    ):
         return convicted
     suspects = weights.suspects if weights else []
     found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
@@ -112,7 +114,9 @@ def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder
     return judged.confirmed
 
 
-def _convicted_unaided(subject: Subject, report: Report, mark: Mark, folder: Path) -> list[Confirmation]:
+def _convicted_unaided(
+    subject: Subject, report: Report, mark: Mark, weights: WeightFindings | None, folder: Path
+) -> list[Confirmation]:
     """The same for what was read without a base. One trigger decides, and nothing is searched behind it.
 
     Of two readings that differ by a word more, the shorter one is the trigger.
@@ -123,7 +127,7 @@ def _convicted_unaided(subject: Subject, report: Report, mark: Mark, folder: Pat
         told.setdefault(one.trigger.token_ids, one)
     family = list(told.values())
     if family:
-        report.coverage, report.verdict = collision_coverage(mark, judged), "fail"
+        report.coverage, report.verdict = collision_coverage(mark, weights, judged), "fail"
         write_findings(subject, report, report.search, [family], folder)
     return family
 
