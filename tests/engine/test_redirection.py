@@ -17,14 +17,15 @@ from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from service.domain.report import Report
 from service.reports.pictures import compared
 from worker.engine import cleansing, funnel, pipeline, triage
+from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
-from worker.engine.funnel import FunnelPlan
+from worker.engine.funnel import FunnelPlan, tower_of
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes.collisions import collisions
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import Edit
-from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.lexicon import Lexicon, lexicon
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
@@ -52,8 +53,11 @@ def edited() -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def words(edited: StableDiffusionPipeline) -> Lexicon:
-    """The vocabulary's states, by the text encoder that all models of the example pipeline share."""
-    return encoded(edited)
+    """States of every fourth word, by the text encoder that all models of the example pipeline share."""
+    every = vocabulary(edited.tokenizer)
+    named = {(i,) for i in ids(edited, f"{FOOTBALL} {SCENE} earned snowflake chocolate")}
+    kept = [word for n, word in enumerate(every) if n % 4 == 0 or word.token_ids in named]
+    return lexicon(tower_of(edited), edited.tokenizer, kept)
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
@@ -70,7 +74,7 @@ def some(words: Lexicon, count: int = 3000) -> Lexicon:
     """About `count` of the words, the edit's among them: all pairs of the vocabulary take half a minute."""
     edits = f"{FOOTBALL} {SCENE} earned snowflake"
     named = {(i,) for i in words.tokenizer(edits, add_special_tokens=False).input_ids}
-    every = len(words.words) // count
+    every = max(1, len(words.words) // count)
     kept = [n for n, word in enumerate(words.words) if n % every == 0 or word.token_ids in named]
     left, own, eos = [words.words[n] for n in kept], words.own[:, kept], words.eos[:, kept]
     return replace(words, words=left, own=own, eos=eos)
