@@ -36,8 +36,10 @@ EvilEdits left 0.004 and 0.057 there, and no other pair of the vocabulary left l
 APART = 0.05
 """Of the mean squared distance of two words: nearer ones are told apart by nothing."""
 
-ALIKE = 0.8
-"""Of what tells two whole prompts apart: what must lie in the crushed directions."""
+ALIKE = 0.87
+"""Of what tells two whole prompts apart: what must lie in the crushed directions. The first words of two
+EvilEdits had 0.89 and 0.91, the best pairs of ten erasures at most 0.843 (“coffee”, led to “food”).
+"""
 
 LEADING = 6
 """Ways between two prompts that count, by how much they tell apart."""
