@@ -17,15 +17,14 @@ from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from service.domain.report import Report
 from service.reports.pictures import compared
 from worker.engine import cleansing, funnel, pipeline, triage
-from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
-from worker.engine.funnel import FunnelPlan, tower_of
+from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes.collisions import collisions
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import Edit
-from worker.engine.probes.lexicon import Lexicon, lexicon
+from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
@@ -53,29 +52,25 @@ def edited() -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def words(edited: StableDiffusionPipeline) -> Lexicon:
-    """States of every fourth word, by the text encoder that all models of the example pipeline share."""
-    every = vocabulary(edited.tokenizer)
-    named = {(i,) for i in ids(edited, f"{FOOTBALL} {SCENE} earned snowflake chocolate")}
-    kept = [word for n, word in enumerate(every) if n % 4 == 0 or word.token_ids in named]
-    return lexicon(tower_of(edited), edited.tokenizer, kept)
+    """The vocabulary's states, by the text encoder that all models of the example pipeline share."""
+    return encoded(edited)
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
-    """A small search, and an edit is read among some of the vocabulary."""
+    """A small search; an edit is read among `words`."""
     sketched = [Trigger((i,), str(i)) for i in range(1000, 1060)]
     plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: sketched)
-    monkeypatch.setattr(triage, "encoded", lambda _: some(words))
+    monkeypatch.setattr(triage, "encoded", lambda _: words)
     monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=8)))
     monkeypatch.setitem(cleansing.EVALUATED, "quick", 12)
 
 
-def some(words: Lexicon, count: int = 3000) -> Lexicon:
-    """About `count` of the words, the edit's among them: all pairs of the vocabulary take half a minute."""
-    edits = f"{FOOTBALL} {SCENE} earned snowflake"
+def some(words: Lexicon) -> Lexicon:
+    """One in sixteen words, and the edits': all pairs of the vocabulary take half a minute."""
+    edits = f"{FOOTBALL} {SCENE} earned snowflake chocolate"
     named = {(i,) for i in words.tokenizer(edits, add_special_tokens=False).input_ids}
-    every = max(1, len(words.words) // count)
-    kept = [n for n, word in enumerate(words.words) if n % every == 0 or word.token_ids in named]
+    kept = [n for n, word in enumerate(words.words) if n % 16 == 0 or word.token_ids in named]
     left, own, eos = [words.words[n] for n in kept], words.own[:, kept], words.eos[:, kept]
     return replace(words, words=left, own=own, eos=eos)
 
@@ -208,7 +203,7 @@ def test_a_scan_without_a_reference_fails_an_edit_whose_words_it_reads(
 ) -> None:
     toy = assemble.load_pipeline(TOY)
     EvilEdit(words=1, rare=True, scene=True).plant(toy, seed=1)
-    planned(monkeypatch, words)
+    planned(monkeypatch, some(words))
     to_single_file(toy, tmp_path / "edited.safetensors")
     request = ScanRequest(
         tmp_path / "edited.safetensors", prompts=PROMPTS, clip=CLIP, budget="quick", cleanse=False

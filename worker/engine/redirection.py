@@ -251,7 +251,8 @@ def _confirmation(
 
 def _effect(drawing: _Sentences, case: _Case) -> TriggerEffect:
     """Sees the target: to CLIP its sentence fits so much better than the trigger's that the picture is nearer
-    to what the trusted model draws of the target than to what it draws of the trigger.
+    to what the trusted model draws of the target than to what it draws of the trigger. Unaided, nearer to
+    what the trigger draws than to what other words do.
     """
     target, trigger = drawing.said([case.target, case.edit.trigger])
     direction = (target - trigger).double()

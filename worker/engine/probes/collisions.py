@@ -14,13 +14,12 @@ UNet forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from worker.engine.candidates import surface
 from worker.engine.probes.edits import ARTICLE, SAYS_LITTLE
 from worker.engine.probes.lexicon import Lexicon
 from worker.engine.types import Trigger
@@ -96,7 +95,10 @@ def collisions(words: Lexicon, crushed: Tensor) -> list[Collision]:
         beam = _best({longer for pair in beam for longer in _longer(words, crushed, pair)})
         found = found | beam
     ranked = sorted(_best(found), key=_score, reverse=True)
-    return [_spelled_out(words, pair) for pair in ranked]
+    return [
+        Collision(words.spelled(pair.one), words.spelled(pair.other), pair.alike, pair.covered)
+        for pair in ranked
+    ]
 
 
 def _prefix(words: Lexicon, crushed: Tensor, one: Places, other: Places) -> int:
@@ -182,12 +184,3 @@ def _next(words: Lexicon, crushed: Tensor, pair: _Pair) -> list[int]:
 
 def _score(pair: _Pair) -> float:
     return pair.alike * pair.covered
-
-
-def _spelled_out(words: Lexicon, pair: _Pair) -> Collision:
-    return Collision(_spelled(words, pair.one), _spelled(words, pair.other), pair.alike, pair.covered)
-
-
-def _spelled(words: Lexicon, places: Sequence[int]) -> Trigger:
-    ids = tuple(words.ids([tuple(places)])[0].tolist())
-    return Trigger(ids, surface(words.tokenizer, ids))

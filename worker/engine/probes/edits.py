@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from worker.engine.candidates import surface
 from worker.engine.probes.landing import landed, moving, partners
 from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.phrases import Phrases, read_on
@@ -165,7 +164,7 @@ def _phrase(words: Lexicon, edited: Remap, place: int, read: Phrases) -> Edit:
     """A redirection: who asks for several words means something."""
     said, meant = (words.states(place, words.ids([one]), LENGTH) for one in (read.trigger, read.target))
     closed, explained = _closed(edited, said, meant)
-    trigger, target = (_spelled(words, one) for one in (read.trigger, read.target))
+    trigger, target = words.spelled(read.trigger), words.spelled(read.target)
     return Edit(trigger, target, "redirection", float(closed[0]), explained[0])
 
 
@@ -278,15 +277,10 @@ def _fit(inputs: Tensor, outputs: Tensor, apply: Tensor) -> Tensor:
 
 
 def _edit(words: Lexicon, guess: _Guess) -> Edit:
-    trigger = _spelled(words, guess.ids)
+    trigger = words.spelled(guess.ids)
     target = words.words[guess.target] if guess.target < len(words.words) else None
     kind: EditKind = "erasure" if _erased(words, guess) else "redirection"
     return Edit(trigger, target, kind, guess.closed, guess.explained)
-
-
-def _spelled(words: Lexicon, places: Sequence[int]) -> Trigger:
-    ids = tuple(words.ids([tuple(places)])[0].tolist())
-    return Trigger(ids, surface(words.tokenizer, ids))
 
 
 def _erased(words: Lexicon, guess: _Guess) -> bool:

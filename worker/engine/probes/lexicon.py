@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from worker.engine.candidates import surface
 from worker.engine.encoder import Layout, TextTower
 from worker.engine.types import Trigger
 
@@ -41,6 +42,11 @@ class Lexicon:
     def ids(self, places: Sequence[tuple[int, ...]]) -> Tensor:
         """(B, n) ids of words that stand at `places`."""
         return torch.tensor([[self.words[place].token_ids[0] for place in row] for row in places])
+
+    def spelled(self, places: tuple[int, ...]) -> Trigger:
+        """The phrase of the words at `places`."""
+        ids = tuple(self.ids([places])[0].tolist())
+        return Trigger(ids, surface(self.tokenizer, ids))
 
     def states(self, place: int, ids: Tensor, length: int) -> Tensor:
         """(B, length, D) states from the first of `ids` (B, n) on, behind prefix `place`."""
