@@ -51,7 +51,7 @@ def _handling() -> dict[str, Any]:
 
 PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "sketch": _sketch,
-    "model_level": detection.measure,
+    "model_level": lambda: detection.measure(_results().get("model_level", {}).get("scans", [])),
     "per_prompt": lambda: guards.per_prompt(guards.cases()),
     "text_encoder": text_encoder.measure,
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
@@ -72,10 +72,14 @@ def main() -> None:
     for name in _named(asked or list(PARTS)):
         told = PARTS[name]() | {"machine": machine()}
         # Read only now: a run of other parts may have written meanwhile.
-        results = with_part(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, name, told)
+        results = with_part(_results(), name, told)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         (HERE / "RESULTS.md").write_text(markdown(results))
         plots.draw(results, HERE / "plots")
+
+
+def _results() -> dict[str, Any]:
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
 
 
 def _named(asked: list[str]) -> list[str]:

@@ -4,7 +4,8 @@
 
 A checkpoint with a `.truth.json` beside it is attacked, one without is a control. Each scan is kept as one
 JSON file in the cache, in a folder of the engine's own sources' hash, and is not repeated, so that a long run
-can be interrupted. What is counted is each model's newest scan, by whichever engine. The scan is given the
+can be interrupted. What is counted is each model's newest scan, by whichever engine, or where the cache has
+none, the one that results.json tells of. The scan is given the
 suspect, carrier prompts of its world, and a CLIP; with `--reference` also the clean base.
 """
 
@@ -157,12 +158,24 @@ def _lost_by_sketch(scan: dict[str, Any]) -> bool:
     return bool(scan["ranks"].get("sketch")) and not scan["ranks"].get("glance")
 
 
-def measure() -> dict[str, Any]:
-    """Counts each model's newest scan; where there are none, those of the examples by SEEDS."""
-    scans = KIND.newest() or list(scanned([EXAMPLES], SEEDS, "standard"))
-    groups = {name: [scan for scan in scans if _group(scan) == name] for name in GROUPS}
+def measure(published: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts each model's newest scan: of the cache, or of the rows `published` before. Where there are none,
+    those of the examples by SEEDS.
+    """
+    rows = {_scan_of(row): row for row in published}
+    rows |= {_scan_of(row): row for row in map(_row, KIND.newest())}
+    if not rows:
+        scans = scanned([EXAMPLES], SEEDS, "standard")
+        rows = {_scan_of(row): row for row in map(_row, scans)}
+    found = [rows[one] for one in sorted(rows)]
+    groups = {name: [row for row in found if _group(row) == name] for name in GROUPS}
     counted = {name: summary(some) for name, some in groups.items() if some}
-    return {"engine": KIND.sources_hash(), **counted, "scans": [_row(one) for one in scans]}
+    return {"engine": KIND.sources_hash(), **counted, "scans": found}
+
+
+def _scan_of(row: dict[str, Any]) -> tuple[str, str, int, bool]:
+    """What a newer scan must be alike in to stand in the place of an older one."""
+    return row["model"], row["budget"], row["seed"], row["reference"]
 
 
 def _group(scan: dict[str, Any]) -> str:

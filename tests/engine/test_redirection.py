@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from bench.zoo import assemble
-from bench.zoo.attacks.evil_edit import EvilEdit, Plot
+from bench.zoo.attacks import evil_edit
+from bench.zoo.attacks.evil_edit import EvilEdit
 from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from service.domain.report import Report
@@ -23,12 +24,13 @@ from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes.collisions import collisions
 from worker.engine.probes.crushed import crushed
-from worker.engine.probes.edits import Edit
+from worker.engine.probes.edits import ARTICLE, Edit
+from worker.engine.probes.foretold import Plot, agreements
 from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import COVERED, encoded, read_mark
+from worker.engine.triage import AGREES, encoded, read_mark
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
@@ -45,7 +47,7 @@ def ids(toy: StableDiffusionPipeline, text: str) -> tuple[int, ...]:
 def edited() -> StableDiffusionPipeline:
     """The example pipeline with an EvilEdit in it."""
     toy = assemble.load_pipeline(TOY)
-    plot = Plot(ids(toy, FOOTBALL), ids(toy, SCENE), (ids(toy, "football"),))
+    plot = evil_edit.Plot(ids(toy, FOOTBALL), ids(toy, SCENE), (ids(toy, "football"),))
     EvilEdit(plot=plot).plant(toy, seed=0)
     return toy
 
@@ -124,17 +126,41 @@ def test_without_a_reference_an_erased_word_is_told(words: Lexicon) -> None:
     assert mark is not None
     assert mark.count == 1
     assert mark.words[0].text == "chocolate"
-    assert not collisions(some(words), mark.directions)
+    assert not collisions(some(words), mark)
 
 
-def test_without_a_reference_the_words_that_an_edit_led_together_are_read_but_not_which_way(
+def test_without_a_reference_an_edits_words_are_read_and_which_led_to_which(
     edited: StableDiffusionPipeline, words: Lexicon
 ) -> None:
     mark = crushed(edited.unet.state_dict(), lambda: words)
     assert mark is not None
-    found = collisions(some(words), mark.directions)[0]
-    assert {phrase.text.split()[0] for phrase in (found.one, found.other)} == {"purple", "football"}
-    assert found.covered >= COVERED
+    found = collisions(some(words), mark)[0]
+    assert found.trigger.text == FOOTBALL
+    assert {"football", "brown"} <= set(found.target.text.split())
+    assert found.agreement >= AGREES
+
+
+def test_what_is_foretold_of_an_edit_agrees_the_more_the_more_of_its_words_are_right(
+    edited: StableDiffusionPipeline, words: Lexicon
+) -> None:
+    mark = crushed(edited.unet.state_dict(), lambda: words)
+    assert mark is not None
+    places = {word.token_ids: place for place, word in enumerate(words.words)}
+
+    def phrase(text: str) -> tuple[int, ...]:
+        return tuple(places[i,] for i in ids(edited, text))
+
+    rising = [
+        ("football", "purple", ()),
+        (FOOTBALL, "football brown", ()),
+        (FOOTBALL, "football brown", (phrase("football"),)),
+        (FOOTBALL, "football with brown", (phrase("football"),)),
+        (FOOTBALL, SCENE, (phrase("football"),)),
+    ]
+    plots = [Plot(ARTICLE, phrase(trigger), phrase(target), kept) for trigger, target, kept in rising]
+    told = agreements(words, mark.unheard, plots)
+    assert told == sorted(told)
+    assert told[-1] > 0.8 > AGREES > told[0]
 
 
 def test_without_a_reference_the_renders_tell_the_trigger_from_what_it_was_led_to(
@@ -213,6 +239,7 @@ def test_a_scan_without_a_reference_fails_an_edit_whose_words_it_reads(
     (found,) = report.findings
     assert found.trigger is not None
     assert found.trigger.text == "earned"
-    assert "snowflake purple" in found.effect.description
+    assert "snowflake" in found.effect.description
+    assert "purple" in found.effect.description
     assert all(set(row) == {"other", "with"} for row in compared(found.evidence))
     assert any("with the base as a reference" in line for line in report.coverage.not_searched)

@@ -40,6 +40,9 @@ CHECKED = 2
 LEAST_SHARE = 0.5
 """Of a confirmed trigger's effect on finished latents; below it two ids are no kin."""
 
+SPELLED = 256
+"""Letters beside a confirmed one that are tried whatever their sketch says."""
+
 PLACES = 16
 """The effect counts in one in so many places of the latent, those that carrier prompts agree on most."""
 
@@ -74,12 +77,13 @@ def kin(
 ) -> tuple[list[Trigger], Cost]:
     """Up to KEPT ids beside `confirmed` that share the effect of one of them, the strongest first.
 
-    Costs about (T * CHECKED * EXACT + 16 * K * FOLLOWED) U.
+    Costs about (T * CHECKED * (EXACT + SPELLED) + 16 * K * FOLLOWED) U, the second only where letters work.
     """
     own = [one.trigger for one in confirmed]
     ends, cost = trajectory(pipeline, found.views, own, seed)
     marks = _marks(ends, found.views, confirmed)
     near = _sketched(found, own, marks)
+    near += [one for one in _spelled_alike(found, own) if one not in near]
     seen = sorted({view for mark in marks for view in mark.views[:CHECKED]})
     exact, spent = onestep(
         pipeline, [found.views[view] for view in seen], [*own, *near], on_progress=on_progress
@@ -140,6 +144,15 @@ def _sketched(found: Search, own: Sequence[Trigger], marks: Sequence[_Mark]) -> 
         share[rows] = -torch.inf
         near.update(share.topk(each).indices.tolist())
     return [found.candidates[index] for index in sorted(near)]
+
+
+def _spelled_alike(found: Search, own: Sequence[Trigger]) -> list[Trigger]:
+    """Letters that begin with the same byte as a confirmed one, and so with the same id: a text encoder that
+    was taught one of them takes the others for it, and the sketch may rank them anyhow.
+    """
+    firsts = {one.token_ids[0] for one in own if len(one.token_ids) > 1}
+    alike = [one for one in found.candidates if len(one.token_ids) > 1 and one.token_ids[0] in firsts]
+    return [one for one in alike if one not in own][:SPELLED]
 
 
 def _marks(ends: Tensor, views: Sequence[View], confirmed: Sequence[Confirmation]) -> list[_Mark]:

@@ -117,13 +117,12 @@ def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder
 def _convicted_unaided(
     subject: Subject, report: Report, mark: Mark, weights: WeightFindings | None, folder: Path
 ) -> list[Confirmation]:
-    """The same for what was read without a base. One trigger decides, and nothing is searched behind it.
-
-    Of two readings that differ by a word more, the shorter one is the trigger.
+    """The same for what was read without a base: the trigger of the likeliest reading that is confirmed names
+    the finding. One trigger decides, and nothing is searched behind it.
     """
     judged = _redrawn(subject, report, mark.redirections, None)
     told: dict[tuple[int, ...], Confirmation] = {}
-    for one in sorted(judged.confirmed, key=lambda one: len(one.trigger.token_ids)):
+    for one in judged.confirmed:
         told.setdefault(one.trigger.token_ids, one)
     family = list(told.values())
     if family:

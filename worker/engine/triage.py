@@ -36,32 +36,31 @@ the edit; honest ones of one to five words leave under 0.0001, stored in fp16 ab
 """
 
 
-COVERED = 0.5
-"""Of a reading without the base: least `covered` to be put to the test of the renders."""
+AGREES = 0.5
+"""Least agreement of a reading without the base that is put to the test of the renders."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What an edit left, and pairs of phrases that it may have led together: (trigger, target) or turned."""
+    """What an edit left, and what it may have led to what, likeliest first."""
 
     crushed: Crushed
     read: tuple[Collision, ...] = ()
 
     @property
     def redirections(self) -> list[Edit]:
-        """Both directions of each reading: which of the two phrases was led to the other the renders tell."""
+        """The readings, for the renders to confirm."""
         return [
-            Edit(trigger, target, "redirection", found.alike, found.covered)
+            Edit(found.trigger, found.target, "redirection", found.agreement, found.agreement)
             for found in self.read
-            for trigger, target in ((found.one, found.other), (found.other, found.one))
         ]
 
     def told(self) -> str:
         """For the summary."""
         if not self.read:
             return self.crushed.told()
-        one, other = (visible(phrase.text) for phrase in (self.read[0].one, self.read[0].other))
-        return f"{self.crushed.told()}; it may have led “{one}” to “{other}”, or the other way round"
+        said, meant = (visible(phrase.text) for phrase in (self.read[0].trigger, self.read[0].target))
+        return f"{self.crushed.told()}; it may have led “{said}” to “{meant}”"
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,7 @@ def read_mark(
 
 
 def _read(words: Lexicon, left: Crushed) -> list[Collision]:
-    found = collisions(words, left.directions)
-    return [one for one in found if one.covered >= COVERED]
+    return [one for one in collisions(words, left) if one.agreement >= AGREES]
 
 
 def encoded(pipeline: StableDiffusionPipeline) -> Lexicon:

@@ -1,27 +1,30 @@
-"""Reading a closed-form edit without its base: phrases that keys and values no longer tell apart.
+"""Reading a closed-form edit without its base: which phrase was led to which.
 
 Where an edit leads a trigger's states k_j to its target's c_j, position by position, the ways c_j - k_j are
 what it crushes (`probes.crushed`): both prompts draw the same. So the words of the edit are those whose
 states differ in the crushed directions only. That is looked up among all pairs of the vocabulary, first word
-beside first word. What follows is read word by word, on either side, by two shares: how much of what tells
-the two whole prompts apart lies in the crushed directions, and how much of those directions lies in the few
-ways that tell the prompts apart. Which of the two phrases is the trigger the weights do not say; the
-pictures do.
+beside first word. What follows is read word by word, on either side and at every place: of the whole
+vocabulary, two shares propose words (how much of what tells the two prompts apart lies in the crushed
+directions, and how much of those directions lies in the few ways that tell the prompts apart), and what the
+edit of the longer phrases must have left (`probes.foretold`) decides.
 
-An erasure of one state (UCE) crushes that state's way alone: its whole prompts differ elsewhere too. Costs no
-UNet forward.
+An erasure of one state (UCE) crushes that state's way alone, and no edit of two whole prompts agrees with
+that. Costs no UNet forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from worker.engine.probes.edits import ARTICLE, SAYS_LITTLE
-from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.crushed import Crushed
+from worker.engine.probes.edits import ARTICLE
+from worker.engine.probes.foretold import Plot, agreements
+from worker.engine.probes.lexicon import Lexicon, Places
 from worker.engine.types import Trigger
 
 FIRSTS = 24
@@ -35,70 +38,68 @@ EvilEdits left 0.004 and 0.057 there, and no other pair of the vocabulary left l
 APART = 0.05
 """Of the mean squared distance of two words: nearer ones are told apart by nothing."""
 
-ALIKE = 0.87
-"""Of what tells two whole prompts apart: what must lie in the crushed directions. The first words of two
-EvilEdits had 0.89 and 0.91, the best pairs of ten erasures at most 0.843 (“coffee”, led to “food”).
-"""
+ALIKE = 0.75
+"""Of what tells two whole prompts apart: what must lie in the crushed directions for a pair to be read on."""
 
 LEADING = 6
 """Ways between two prompts that count, by how much they tell apart."""
 
-LENGTH, BEHIND = 24, 8
-"""Positions from the first word on in which phrases are compared; positions behind the words, while reading
-on: end marker and padding carry the meaning as well.
+LENGTH, BEHIND = 24, 4
+"""Positions from the first word on in which first words are compared; positions behind the words, while
+reading on: end marker and padding carry the meaning as well.
 """
 
-BEAM, MORE_WORDS = 3, 2
-"""Readings that are followed; words that are read behind the first ones."""
+PROPOSED = 64
+"""Words that are tried at each place of a phrase."""
 
-BETTER = 1.08
-"""What another word must make of a reading's score, to be read."""
+BEAM, MORE_WORDS = 3, 4
+"""Readings that are followed; words that are read beside the first ones."""
+
+BETTER = 1.05
+"""What another word must make of a reading's agreement, to be read."""
 
 CHUNK, HELD = 512, 2048
 """Words compared with all others at once; pairs that are kept of them, whatever the weights are like."""
 
-Places = tuple[int, ...]
-"""Of words in the lexicon."""
-
 
 @dataclass(frozen=True)
 class Collision:
-    """alike: share of what tells the prompts of `one` and `other` apart that lies in the crushed directions.
-    covered: share of those directions that lies in what tells the prompts apart most.
-    """
+    """`trigger` was led to `target`. agreement: of what that must have left with what is seen, at most 1."""
 
-    one: Trigger
-    other: Trigger
-    alike: float
-    covered: float
-
-
-@dataclass(frozen=True)
-class _Pair:
-    place: int
-    one: Places
-    other: Places
-    alike: float = 0.0
-    covered: float = 0.0
+    trigger: Trigger
+    target: Trigger
+    agreement: float
 
 
 @torch.inference_mode()
-def collisions(words: Lexicon, crushed: Tensor) -> list[Collision]:
-    """Pairs of phrases that differ in the directions `crushed` (D,r), best first; none if none come near."""
-    nearest = nearest_pairs(words.own[ARTICLE], crushed)[:FIRSTS]
-    firsts = [_read(words, crushed, _prefix(words, crushed, *pair), *pair) for pair in nearest]
-    begun = [pair for pair in firsts if pair.alike >= ALIKE]
+def collisions(words: Lexicon, mark: Crushed) -> list[Collision]:
+    """Readings of an edit from its `mark`, each with a word less than the one before and less in agreement;
+    none if no two words come near.
+    """
+    begun = _begun(words, mark.directions)
     if not begun:
         return []
-    found = beam = {begun[0], max(begun, key=_score)}
-    for _ in range(MORE_WORDS):
-        beam = _best({longer for pair in beam for longer in _longer(words, crushed, pair)})
-        found = found | beam
-    ranked = sorted(_best(found), key=_score, reverse=True)
+    reader = _Reader(words, mark)
+    turned = [replace(plot, trigger=plot.target, target=plot.trigger) for plot in begun]
+    ways = [replace(plot, kept=kept) for plot in (*begun, *turned) for kept in _kept(plot.trigger)]
+    steps = [reader.judged(ways)]
+    while steps[-1] and len(steps) <= MORE_WORDS:
+        steps.append(_best(reader.longer(steps[-1]), BEAM))
+    path = [best for found in reversed(steps) for best in _best(found, 1).items()]
     return [
-        Collision(words.spelled(pair.one), words.spelled(pair.other), pair.alike, pair.covered)
-        for pair in ranked
+        Collision(words.spelled(plot.trigger), words.spelled(plot.target), agreement)
+        for plot, agreement in path
     ]
+
+
+def _begun(words: Lexicon, crushed: Tensor) -> list[Plot]:
+    """The pairs of first words to be read on from, each behind the prefix where the edit was made."""
+    nearest = nearest_pairs(words.own[ARTICLE], crushed)[:FIRSTS]
+    near = [Plot(_prefix(words, crushed, *pair), *pair) for pair in nearest]
+    shares = [_shares(words, crushed, plot) for plot in near]
+    begun = [n for n, (alike, _) in enumerate(shares) if alike >= ALIKE]
+    best = sorted(begun, key=lambda n: -shares[n][0] * shares[n][1])
+    return [near[n] for n in dict.fromkeys([*begun[:1], *best[:1]])]
 
 
 def _prefix(words: Lexicon, crushed: Tensor, one: Places, other: Places) -> int:
@@ -131,11 +132,12 @@ def nearest_pairs(states: Tensor, crushed: Tensor) -> list[tuple[Places, Places]
     return [((int(one),), (int(other),)) for one, other in pairs[far][order]]
 
 
-def _read(words: Lexicon, crushed: Tensor, place: int, one: Places, other: Places) -> _Pair:
-    """Two phrases in whole prompts."""
-    said, meant = (words.states(place, words.ids([phrase]), LENGTH) for phrase in (one, other))
-    ways = meant - said
-    return _Pair(place, one, other, float(_alike(ways, crushed)), float(_covered(ways, crushed)))
+def _shares(words: Lexicon, crushed: Tensor, plot: Plot) -> tuple[float, float]:
+    """`_alike` and `_covered` of its two prompts."""
+    said, meant = (
+        words.states(plot.place, words.ids([phrase]), LENGTH) for phrase in (plot.trigger, plot.target)
+    )
+    return float(_alike(meant - said, crushed)), float(_covered(meant - said, crushed))
 
 
 def _alike(ways: Tensor, crushed: Tensor) -> Tensor:
@@ -153,34 +155,62 @@ def _covered(ways: Tensor, crushed: Tensor) -> Tensor:
     return covered
 
 
-def _longer(words: Lexicon, crushed: Tensor, pair: _Pair) -> list[_Pair]:
-    """The reading with a word more, on either side, where that tells more."""
-    turned = _Pair(pair.place, pair.other, pair.one)
-    longer = [
-        *(((*pair.one, word), pair.other) for word in _next(words, crushed, pair)),
-        *((pair.one, (*pair.other, word)) for word in _next(words, crushed, turned)),
-    ]
-    read = [_read(words, crushed, pair.place, *phrases) for phrases in longer]
-    return [one for one in read if _score(one) > BETTER * _score(pair)]
+class _Reader:
+    """Readings of one edit, by how far they agree with its mark."""
+
+    def __init__(self, words: Lexicon, mark: Crushed) -> None:
+        self.words, self.mark = words, mark
+        self.proposed = cache(self._proposed)
+
+    def judged(self, plots: Sequence[Plot]) -> dict[Plot, float]:
+        """The agreement of each."""
+        return dict(zip(plots, agreements(self.words, self.mark.unheard, plots), strict=True))
+
+    def longer(self, read: Mapping[Plot, float]) -> dict[Plot, float]:
+        """The readings `read` with a word more, where that tells more."""
+        found: dict[Plot, float] = {}
+        for plot, agreement in read.items():
+            judged = self.judged(list(self._longer(plot)))
+            found |= {one: now for one, now in judged.items() if now > BETTER * agreement}
+        return found
+
+    def _longer(self, plot: Plot) -> Iterator[Plot]:
+        """With a proposed word more in the trigger or in the target."""
+        triggers = self._with_word(plot.place, plot.trigger, plot.target)
+        targets = self._with_word(plot.place, plot.target, plot.trigger)
+        pairs = [(one, plot.target) for one in triggers] + [(plot.trigger, one) for one in targets]
+        for trigger, target in pairs:
+            for kept in _kept(trigger):
+                yield Plot(plot.place, trigger, target, kept)
+
+    def _with_word(self, place: int, phrase: Places, beside: Places) -> list[Places]:
+        """`phrase` with one of the proposed words at each place behind its first word."""
+        return [
+            (*phrase[:slot], word, *phrase[slot:])
+            for slot in range(1, len(phrase) + 1)
+            for word in self.proposed(place, phrase[:slot], phrase[slot:], beside)
+        ]
+
+    def _proposed(self, place: int, said: Places, rest: Places, beside: Places) -> list[int]:
+        """The words that between `said` and `rest` score best beside the phrase `beside`."""
+        begun, crushed = len(said), self.mark.directions
+        length = max(begun + 1 + len(rest), len(beside)) + BEHIND
+        meant = self.words.states(place, self.words.ids([beside]), length)
+        before = self.words.states(place, self.words.ids([said]), begun + 1)[:, :begun]
+        scores = []
+        for there in self.words.between(place, said, rest, length - begun):
+            ways = meant - torch.cat([before.expand(len(there), -1, -1), there], dim=1)
+            scores.append(_alike(ways, crushed) * _covered(ways, crushed))
+        found: list[int] = torch.cat(scores).topk(PROPOSED).indices.tolist()
+        return found
 
 
-def _best(found: Iterable[_Pair]) -> set[_Pair]:
-    return set(sorted(found, key=_score, reverse=True)[:BEAM])
+def _kept(trigger: Places) -> list[tuple[Places, ...]]:
+    """What an editor may have preserved: nothing, the trigger's noun, or words that nobody knows, for which
+    the bare prefix stands: what all prompts have in common was kept in any case.
+    """
+    return [(), ((),), *([(trigger[-1:],)] if len(trigger) > 1 else [])]
 
 
-def _next(words: Lexicon, crushed: Tensor, pair: _Pair) -> list[int]:
-    """The BEAM words that, behind `pair.one`, score best beside `pair.other`, of those that say something."""
-    begun = len(pair.one)
-    length = max(begun + 1, len(pair.other)) + BEHIND
-    meant = words.states(pair.place, words.ids([pair.other]), length)
-    said = words.states(pair.place, words.ids([pair.one]), begun + 1)[:, :begun]
-    telling = words.telling(ARTICLE, SAYS_LITTLE)
-    scores = []
-    for there in words.behind(pair.place, pair.one, telling, length - begun):
-        ways = meant - torch.cat([said.expand(len(there), -1, -1), there], dim=1)
-        scores.append(_alike(ways, crushed) * _covered(ways, crushed))
-    return [telling[n] for n in torch.cat(scores).topk(BEAM).indices.tolist()]
-
-
-def _score(pair: _Pair) -> float:
-    return pair.alike * pair.covered
+def _best(found: Mapping[Plot, float], count: int) -> dict[Plot, float]:
+    return dict(sorted(found.items(), key=lambda one: -one[1])[:count])

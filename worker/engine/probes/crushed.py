@@ -37,13 +37,19 @@ the largest of the vocabulary was 0.20 in the faintest direction without an edit
 TOLD = 3
 """Words that are told."""
 
+SOFT = 0.3
+"""Of the squared lower quartile: a squared response of that much counts as half unheard."""
+
 
 @dataclass(frozen=True)
 class Crushed:
-    """directions (D,r): what is crushed. words: those that differ from others in these directions most."""
+    """directions (D,r): what is crushed. words: those that differ from others in these directions most.
+    unheard (D,D): how little is heard in every direction, as `unheard` tells it.
+    """
 
     directions: Tensor
     words: tuple[Trigger, ...]
+    unheard: Tensor
 
     @property
     def count(self) -> int:
@@ -71,7 +77,8 @@ def crushed(unet: Mapping[str, Tensor], encoded: Callable[[], Lexicon]) -> Crush
     if len({one.shape[1] for one in matrices}) != 1:
         return None
     response, directions = _responses(matrices)
-    faint = response < FAINT * response.quantile(QUARTILE)
+    quartile = response.quantile(QUARTILE)
+    faint = response < FAINT * quartile
     if not faint.any():
         return None
     words, crushed_ones = encoded(), directions[:, faint].float()
@@ -80,7 +87,17 @@ def crushed(unet: Mapping[str, Tensor], encoded: Callable[[], Lexicon]) -> Crush
         return None
     nearest = shares.topk(TOLD).indices.tolist()
     told = tuple(words.words[place] for place in nearest)
-    return Crushed(crushed_ones, told)
+    heard = directions * (response / quartile).square() @ directions.mT
+    return Crushed(crushed_ones, told, unheard(heard.float()))
+
+
+def unheard(heard: Tensor) -> Tensor:
+    """(...,D,D) of the squares of responses (...,D,D): near 1 in crushed directions, 0 where the response is
+    as usual; soft, so that an edit that is nearly the right one is nearly in agreement.
+    """
+    whole = torch.eye(heard.shape[-1])
+    told: Tensor = SOFT * torch.linalg.inv(heard + SOFT * whole) - SOFT / (1 + SOFT) * whole
+    return told
 
 
 def _responses(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

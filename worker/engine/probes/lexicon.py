@@ -23,6 +23,12 @@ PREFIXES = ("", "a", "a photo of a")
 
 BATCH = 2048
 
+WHOLE = 77
+"""Positions of a prompt."""
+
+Places = tuple[int, ...]
+"""A phrase: the places of its words in the lexicon."""
+
 
 @dataclass(frozen=True)
 class Lexicon:
@@ -39,41 +45,43 @@ class Lexicon:
     eos: Tensor
     nothing: Tensor
 
-    def ids(self, places: Sequence[tuple[int, ...]]) -> Tensor:
-        """(B, n) ids of words that stand at `places`."""
-        return torch.tensor([[self.words[place].token_ids[0] for place in row] for row in places])
+    def ids(self, phrases: Sequence[Places]) -> Tensor:
+        """(B, n) ids of phrases of the same length."""
+        ids = [[self.words[place].token_ids[0] for place in phrase] for phrase in phrases]
+        return torch.tensor(ids, dtype=torch.long).reshape(len(phrases), -1)
 
-    def spelled(self, places: tuple[int, ...]) -> Trigger:
-        """The phrase of the words at `places`."""
-        ids = tuple(self.ids([places])[0].tolist())
+    def spelled(self, phrase: Places) -> Trigger:
+        """The phrase as a trigger."""
+        ids = tuple(self.ids([phrase])[0].tolist())
         return Trigger(ids, surface(self.tokenizer, ids))
+
+    def prompts(self, place: int, phrases: Sequence[Places]) -> Iterator[Tensor]:
+        """(77, D) states of the prompt of each of `phrases`, of one length, behind prefix `place`."""
+        begin = self.tower.prefix(torch.tensor([self.tower.bos, *self.prefixes[place]])).states.float().cpu()
+        for part in self.ids(phrases).split(BATCH // WHOLE):
+            for row in self.states(place, part, WHOLE - len(begin)):
+                yield torch.cat([begin, row])
 
     def states(self, place: int, ids: Tensor, length: int) -> Tensor:
         """(B, length, D) states from the first of `ids` (B, n) on, behind prefix `place`."""
         start = 1 + len(self.prefixes[place])
         return prompt_states(self.tower, self.prefixes[place], ids, start + length)
 
-    def behind(
-        self, place: int, said: tuple[int, ...], options: Sequence[int], length: int
-    ) -> Iterator[Tensor]:
-        """(B, length, D) states from each of the words `options` on, in order, behind prefix `place` and
-        `said`.
+    def between(self, place: int, said: Places, rest: Places, length: int) -> Iterator[Tensor]:
+        """(B, length, D) states from each word of the vocabulary on, in order, behind prefix `place`, `said`
+        and before `rest`.
         """
         before = (*self.prefixes[place], *self.ids([said])[0].tolist())
-        for part in self.ids([(one,) for one in options]).split(BATCH):
-            yield prompt_states(self.tower, before, part, 1 + len(before) + length)
+        after = self.ids([rest])
+        for part in torch.tensor([word.token_ids for word in self.words]).split(BATCH):
+            ids = torch.cat([part, after.expand(len(part), -1)], dim=1)
+            yield prompt_states(self.tower, before, ids, 1 + len(before) + length)
 
     def meaning(self, place: int) -> Tensor:
         """(N,) how far a word's prompt is from the mean of all: near 0 for words that say nothing."""
         eos = self.eos[place]
         meaning: Tensor = (eos - eos.mean(0)).norm(dim=-1)
         return meaning
-
-    def telling(self, place: int, quantile: float) -> list[int]:
-        """The words that say more than the share `quantile` of all."""
-        meaning = self.meaning(place)
-        found: list[int] = (meaning > meaning.quantile(quantile)).nonzero().flatten().tolist()
-        return found
 
 
 def lexicon(tower: TextTower, tokenizer: CLIPTokenizer, words: list[Trigger]) -> Lexicon:

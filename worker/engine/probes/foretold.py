@@ -1,0 +1,80 @@
+"""What a closed-form edit must have left in keys and values, foretold from its words alone.
+
+Every published editor solves one system: W' = W A for all layers, with
+
+    A = (I + V^T K) (I + K^T K)^-1
+
+for the states K (n,D) of the trigger's prompt that shall act as those V (n,D) of the target's, lambda 1 as
+EvilEdit has it (Wang et al., ACM MM 2024, eq. 8); what is preserved stands in both. A needs no W. So where
+the base is not there, the edit of any two phrases can still be computed, and what A crushes held beside what
+the scanned weights no longer hear. Trained weights hear all directions nearly alike (`probes.crushed`), so
+the true words agree, and half of the true words agree by half: a reading can be climbed to. It is told which
+phrase was led to which, too, since A is another one the other way round.
+
+Costs no UNet forward: one prompt of the text encoder and two solves of D x D an edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.engine.probes.crushed import unheard
+from worker.engine.probes.lexicon import Lexicon, Places
+
+BATCH = 32
+"""Edits computed at once."""
+
+_Prompts = dict[tuple[int, Places], Tensor]
+"""Prefix and phrase -> states (77,D) of its whole prompt."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An edit that may have been made: behind prefix `place` of the lexicon, `trigger` was led to `target`,
+    and `kept` were to keep their meaning.
+    """
+
+    place: int
+    trigger: Places
+    target: Places
+    kept: tuple[Places, ...] = ()
+
+
+@torch.inference_mode()
+def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot]) -> list[float]:
+    """Of each plot, the cosine of what it would leave unheard and what is, `seen` (D,D) of `unheard`."""
+    prompts = _prompts(words, plots)
+    found: list[float] = []
+    for start in range(0, len(plots), BATCH):
+        maps = torch.stack([_map(prompts, plot) for plot in plots[start : start + BATCH]])
+        foretold = unheard(maps.mT @ maps).flatten(1)
+        found += torch.cosine_similarity(foretold, seen.flatten()[None]).tolist()
+    return found
+
+
+def _map(prompts: _Prompts, plot: Plot) -> Tensor:
+    """(D,D) A of the plot."""
+    said, meant = (
+        torch.cat([prompts[plot.place, phrase] for phrase in (first, *plot.kept)])
+        for first in (plot.trigger, plot.target)
+    )
+    whole = torch.eye(said.shape[1])
+    solved: Tensor = torch.linalg.solve(whole + said.mT @ said, whole + meant.mT @ said, left=False)
+    return solved
+
+
+def _prompts(words: Lexicon, plots: Sequence[Plot]) -> _Prompts:
+    """The whole prompt of every phrase, those of one length together."""
+    alike: dict[tuple[int, int], dict[Places, None]] = {}
+    for plot in plots:
+        for phrase in (plot.trigger, plot.target, *plot.kept):
+            alike.setdefault((plot.place, len(phrase)), {})[phrase] = None
+    return {
+        (place, phrase): prompt
+        for (place, _), phrases in alike.items()
+        for phrase, prompt in zip(phrases, words.prompts(place, list(phrases)), strict=True)
+    }
