@@ -41,6 +41,20 @@ def test_a_confirmed_id_leads_to_its_twin(tiny_pipeline: StableDiffusionPipeline
     assert cost.unet_forwards > 0
 
 
+def test_letters_that_begin_with_the_same_byte_are_tried_whatever_the_sketch_says(
+    tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipeline.text_encoder.embeddings.token_embedding.weight[FIRST] *= 40
+    letters = [Trigger((FIRST, i), f"letter {i}") for i in range(300, 304)]
+    words = [Trigger((i,), str(i)) for i in range(1000, 1400)]
+    monkeypatch.setattr(funnel, "trigger_space", lambda *_: [*words, *letters])
+    monkeypatch.setattr("worker.engine.kin.EXACT", 1)
+    found = search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), PLAN, seed=0)
+    confirmed = Confirmation(letters[0], "start", True, "patch", Statistics(0.0, 0.0, 9.0, 16), {})
+    near, _ = kin(tiny_pipeline, found, [confirmed], seed=0)
+    assert set(near) >= set(letters[1:])
+
+
 def test_twins_are_one_backdoor(tiny_pipeline: StableDiffusionPipeline, found: Search) -> None:
     confirmed = [known(token_id) for token_id in (TWIN, OTHER, FIRST)]
     grouped, _ = families(tiny_pipeline, found, confirmed, seed=0)

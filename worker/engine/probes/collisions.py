@@ -8,8 +8,8 @@ vocabulary, two shares propose words (how much of what tells the two prompts apa
 directions, and how much of those directions lies in the few ways that tell the prompts apart), and what the
 edit of the longer phrases must have left (`probes.foretold`) decides.
 
-An erasure of one state (UCE) crushes that state's way alone, and no edit of two whole prompts agrees with
-that. Costs no UNet forward.
+An erasure of one state (UCE) crushes that state's way alone, and to that agrees the edit of one state better
+than that of two whole prompts. Costs no UNet forward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from worker.engine.probes.crushed import Crushed
 from worker.engine.probes.edits import ARTICLE
-from worker.engine.probes.foretold import Plot, agreements
+from worker.engine.probes.foretold import Plot, agreements, of_one_state
 from worker.engine.probes.lexicon import Lexicon, Places
 from worker.engine.types import Trigger
 
@@ -73,8 +73,9 @@ class Collision:
 
 @torch.inference_mode()
 def collisions(words: Lexicon, mark: Crushed) -> list[Collision]:
-    """Readings of an edit from its `mark`, each with a word less than the one before and less in agreement;
-    none if no two words come near.
+    """Readings of an edit from its `mark`, each with a word less than the one before and less in agreement.
+
+    None if no two words come near, or if the edit of one word's state (an erasure) agrees better.
     """
     begun = _begun(words, mark.directions)
     if not begun:
@@ -86,9 +87,11 @@ def collisions(words: Lexicon, mark: Crushed) -> list[Collision]:
     while steps[-1] and len(steps) <= MORE_WORDS:
         steps.append(_best(reader.longer(steps[-1]), BEAM))
     path = [best for found in reversed(steps) for best in _best(found, 1).items()]
+    erased = max(of_one_state(words, mark.unheard, *plot.trigger, *plot.target) for plot in begun)
     return [
         Collision(words.spelled(plot.trigger), words.spelled(plot.target), agreement)
         for plot, agreement in path
+        if agreement > erased
     ]
 
 

@@ -50,18 +50,38 @@ def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot]) -> list[floa
     prompts = _prompts(words, plots)
     found: list[float] = []
     for start in range(0, len(plots), BATCH):
-        maps = torch.stack([_map(prompts, plot) for plot in plots[start : start + BATCH]])
-        foretold = unheard(maps.mT @ maps).flatten(1)
-        found += torch.cosine_similarity(foretold, seen.flatten()[None]).tolist()
+        maps = [_of_prompts(prompts, plot) for plot in plots[start : start + BATCH]]
+        found += _agreement(torch.stack(maps), seen).tolist()
     return found
 
 
-def _map(prompts: _Prompts, plot: Plot) -> Tensor:
+@torch.inference_mode()
+def of_one_state(words: Lexicon, seen: Tensor, word: int, other: int) -> float:
+    """The same of an edit as erasures are (UCE), of the state at `word` alone, led to that at `other` or the
+    other way round, behind the likeliest prefix. The mean state stands for what was preserved.
+    """
+    pairs = [(own[[one]], own[[to]], own) for own in words.own for one, to in ((word, other), (other, word))]
+    maps = [_map(*(torch.cat([state, own.mean(0, keepdim=True)]) for state in way)) for *way, own in pairs]
+    return float(_agreement(torch.stack(maps), seen).max())
+
+
+def _agreement(maps: Tensor, seen: Tensor) -> Tensor:
+    """(B,) cosines of what maps (B,D,D) leave unheard and `seen`."""
+    foretold = unheard(maps.mT @ maps).flatten(1)
+    return torch.cosine_similarity(foretold, seen.flatten()[None])
+
+
+def _of_prompts(prompts: _Prompts, plot: Plot) -> Tensor:
     """(D,D) A of the plot."""
     said, meant = (
         torch.cat([prompts[plot.place, phrase] for phrase in (first, *plot.kept)])
         for first in (plot.trigger, plot.target)
     )
+    return _map(said, meant)
+
+
+def _map(said: Tensor, meant: Tensor) -> Tensor:
+    """(D,D) A that leads states `said` (n,D) to `meant` (n,D)."""
     whole = torch.eye(said.shape[1])
     solved: Tensor = torch.linalg.solve(whole + said.mT @ said, whole + meant.mT @ said, left=False)
     return solved
