@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import closed_form, detection, guards, plots, shapes, sketch, text_encoder
+from bench import closed_form, detection, guards, plots, shapes, sketch, text_encoder, unaided
 from bench.machine import machine
 from bench.service import parts as service
 
@@ -55,6 +55,7 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "per_prompt": lambda: guards.per_prompt(guards.cases()),
     "text_encoder": text_encoder.measure,
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
+    "unaided": lambda: unaided.measure(EXAMPLES / "toy"),
     "handling_sd15": _handling,
     **{f"service.{name}": part for name, part in service.PARTS.items()},
 }
@@ -184,6 +185,7 @@ _SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "per_prompt": _per_prompt_text,
     "text_encoder": text_encoder.markdown,
     "closed_form": closed_form.markdown,
+    "unaided": unaided.markdown,
     "handling_sd15": _handling_text,
     "service": service.markdown,
 }

@@ -71,17 +71,17 @@ def measure(base: Path, clip: Path, seed: int = 0) -> dict[str, Any]:
     return {
         "seed": seed,
         "models": len(every),
-        "named": _share(row.named for row in every),
-        "trigger_named": _share(row.trigger for row in every),
-        "called_redirections": _share(row.redirection for row in every),
-        "certain": _share(row.certain for row in every),
-        "by_kind": {name: _share(row.named for row in rows) for name, rows in attacked.items()},
+        "named": share(row.named for row in every),
+        "trigger_named": share(row.trigger for row in every),
+        "called_redirections": share(row.redirection for row in every),
+        "certain": share(row.certain for row in every),
+        "by_kind": {name: share(row.named for row in rows) for name, rows in attacked.items()},
         "erasures": len(erased),
-        "erasures_flagged": _share(row.redirection for row in erased),
-        "erasures_named": _share(row.trigger for row in erased),
-        "marked": _share(row.marked for row in every),
-        "erasures_marked": _share(row.marked for row in erased),
-        "mark_names_erased": _share(row.mark_names for row in erased),
+        "erasures_flagged": share(row.redirection for row in erased),
+        "erasures_named": share(row.trigger for row in erased),
+        "marked": share(row.marked for row in every),
+        "erasures_marked": share(row.marked for row in erased),
+        "mark_names_erased": share(row.mark_names for row in erased),
         "base_marked": crushed(bench.before, lambda: bench.words) is not None,
         "unet_forwards": 0,
         "seconds": {"vocabulary": round(bench.encoding, 1), "a_model": round(reading, 2)},
@@ -177,9 +177,9 @@ class _Bench:
                 self.restore()
         return {
             "models": len(found),
-            "right": _share(right for _, right, _ in found),
-            "wrong": _share(wrong for *_, wrong in found),
-            "by_kind": {name: _share(right for kind, right, _ in found if kind == name) for name in ATTACKS},
+            "right": share(right for _, right, _ in found),
+            "wrong": share(wrong for *_, wrong in found),
+            "by_kind": {name: share(right for kind, right, _ in found if kind == name) for name in ATTACKS},
             "unet_forwards": spent.unet_forwards / len(found) / 2,
             "seconds": spent.seconds / len(found) / 2,
         }
@@ -220,7 +220,8 @@ def _ids(pipeline: StableDiffusionPipeline, text: str) -> Ids:
     return tuple(pipeline.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _share(yes: Iterable[bool]) -> dict[str, Any]:
+def share(yes: Iterable[bool]) -> dict[str, Any]:
+    """The share of `yes` that is true, with its interval."""
     told = list(yes)
     return asdict(proportion(sum(told), len(told)))
 
@@ -228,7 +229,7 @@ def _share(yes: Iterable[bool]) -> dict[str, Any]:
 def markdown(figures: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
     rows, kinds = (
-        "\n".join(f"| {name} | {_told(share)} |" for name, share in part["by_kind"].items())
+        "\n".join(f"| {name} | {told_share(right)} |" for name, right in part["by_kind"].items())
         for part in (figures, figures["convicted"])
     )
     drawn, cost, judged = figures["rendered"], figures["seconds"], figures["convicted"]
@@ -239,20 +240,20 @@ def markdown(figures: dict[str, Any]) -> str:
 
 | | share (95 % interval) |
 |---|---|
-| trigger and target named first | {_told(figures["named"])} |
+| trigger and target named first | {told_share(figures["named"])} |
 {rows}
-| called redirections | {_told(figures["called_redirections"])} |
-| erasures called redirections | {_told(figures["erasures_flagged"])} |
-| erased concepts named first | {_told(figures["erasures_named"])} |
-| attack success, {drawn["models"]} models rendered | {_told(drawn["attack_success"])} |
+| called redirections | {told_share(figures["called_redirections"])} |
+| erasures called redirections | {told_share(figures["erasures_flagged"])} |
+| erased concepts named first | {told_share(figures["erasures_named"])} |
+| attack success, {drawn["models"]} models rendered | {told_share(drawn["attack_success"])} |
 
 Without the base an edit is seen by its mark in keys and values, but not read: an inconclusive scan.
 
 | | share (95 % interval) |
 |---|---|
-| attacked models marked | {_told(figures["marked"])} |
-| erasures marked | {_told(figures["erasures_marked"])} |
-| erased concept among the mark's three words | {_told(figures["mark_names_erased"])} |
+| attacked models marked | {told_share(figures["marked"])} |
+| erasures marked | {told_share(figures["erasures_marked"])} |
+| erased concept among the mark's three words | {told_share(figures["mark_names_erased"])} |
 
 The base itself is {"" if figures["base_marked"] else "not "}marked.
 
@@ -261,14 +262,15 @@ Beside the base the scan convicts by renders, {judged["unet_forwards"]:,.0f} U a
 
 | | confirmed (95 % interval) |
 |---|---|
-| the true target | {_told(judged["right"])} |
+| the true target | {told_share(judged["right"])} |
 {kinds}
-| another model's target | {_told(judged["wrong"])} |
+| another model's target | {told_share(judged["wrong"])} |
 
 A noun as the target is hardly ever confirmed because it is hardly ever drawn: the pipeline itself draws few
 nouns that CLIP tells apart (attack success above). Such an edit is read and left inconclusive."""
 
 
-def _told(share: dict[str, Any]) -> str:
-    low, high = share["ci95"]
-    return f"{share['k']} of {share['n']} ({low:.0%} to {high:.0%})"
+def told_share(part: dict[str, Any]) -> str:
+    """For a table."""
+    low, high = part["ci95"]
+    return f"{part['k']} of {part['n']} ({low:.0%} to {high:.0%})"

@@ -125,7 +125,7 @@ def check_fit(component: Component, module: torch.nn.Module, stored: Mapping[str
     if missing:
         raise UnsupportedCheckpoint(
             "missing-tensors",
-            f"{len(missing)} of the {component}'s {len(expected)} tensors are missing: {_some(missing)}.",
+            f"tensors of the {component} are missing, {len(missing)} of {len(expected)}: {_some(missing)}.",
             "Send the whole model, not a part or a cut of it.",
         )
     unexpected = sorted(stored.keys() - expected.keys())
