@@ -60,7 +60,7 @@ def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confi
         (
             *(weights.searched() if weights else ()),
             f"what a closed-form edit leaves in cross-attention's keys and values: {mark.told()}",
-            f"{_redrawn(judged)}, beside ordinary words and the phrase that it may mean, from the same noise",
+            f"{_redrawn(judged)}, beside ordinary words from the same noise",
         ),
         (
             "what else the edit may do, and whatever else is hidden: one trigger decides",

@@ -140,7 +140,8 @@ def convict(
     """Draws and tests every redirection; Holm corrects for their number.
 
     trusted: the reference's keys and values by name; None where there is no reference. bank: half of the
-    ordinary words are of these carriers. Draws three words an edit.
+    ordinary words are of these carriers. Draws three words an edit; without a reference one, and ordinary
+    ones once.
     """
     began = time.perf_counter()
     drawing = _Sentences(pipeline, clip, plan, seed, on_progress)
@@ -186,12 +187,11 @@ def _cases(
 def _unaided(
     drawing: _Sentences, aimed: Sequence[tuple[Edit, Trigger]], others: Sequence[Trigger]
 ) -> list[_Case]:
-    """Everything that is drawn by the scanned weights alone; each phrase once."""
-    phrases = {phrase.token_ids: phrase for edit, target in aimed for phrase in (edit.trigger, target)}
-    drawn = dict(zip(phrases, drawing.draw(list(phrases.values()), "both phrases"), strict=True))
+    """Everything that is drawn by the scanned weights alone."""
+    drawn = drawing.draw([edit.trigger for edit, _ in aimed], "by the scanned weights")
     (before,) = drawing.draw_each([others[: len(drawing.seeds)]], "ordinary words")
-    asked = [(edit, target, drawn[edit.trigger.token_ids]) for edit, target in aimed]
-    return [_Case(edit, target, before, after, after, unaided=True) for edit, target, after in asked]
+    sets = zip(aimed, drawn, strict=True)
+    return [_Case(edit, target, before, after, after, unaided=True) for (edit, target), after in sets]
 
 
 def _compare(

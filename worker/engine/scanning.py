@@ -121,14 +121,10 @@ def _convicted_unaided(
     the finding. One trigger decides, and nothing is searched behind it.
     """
     judged = _redrawn(subject, report, mark.redirections, None)
-    told: dict[tuple[int, ...], Confirmation] = {}
-    for one in judged.confirmed:
-        told.setdefault(one.trigger.token_ids, one)
-    family = list(told.values())
-    if family:
+    if judged.confirmed:
         report.coverage, report.verdict = collision_coverage(mark, weights, judged), "fail"
-        write_findings(subject, report, report.search, [family], folder)
-    return family
+        write_findings(subject, report, report.search, [judged.confirmed], folder)
+    return judged.confirmed
 
 
 def _redrawn(

@@ -49,11 +49,12 @@ class Mark:
 
     @property
     def redirections(self) -> list[Edit]:
-        """The readings, for the renders to confirm."""
-        return [
-            Edit(found.trigger, found.target, "redirection", found.agreement, found.agreement)
-            for found in self.read
-        ]
+        """Of each trigger the likeliest reading, for the renders to confirm."""
+        likeliest: dict[Trigger, Edit] = {}
+        for one in self.read:
+            edit = Edit(one.trigger, one.target, "redirection", one.agreement, one.agreement)
+            likeliest.setdefault(one.trigger, edit)
+        return list(likeliest.values())
 
     def told(self) -> str:
         """For the summary."""
