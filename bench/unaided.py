@@ -26,23 +26,23 @@ EACH = 1
 
 @dataclass(frozen=True)
 class Read:
-    """kind: of edit. marked: whether it was seen. readings: what the renders would be asked, best first."""
+    """kind: of edit. marked: whether it was seen. reading: what the renders would be asked."""
 
     kind: str
     trigger: Ids
     marked: bool
-    readings: tuple[Collision, ...]
+    reading: Collision | None
     seconds: float
 
     @property
     def named(self) -> bool:
         """Whether the likeliest trigger is the edit's own."""
-        return bool(self.readings) and self.readings[0].trigger.token_ids == self.trigger
+        return self.reading is not None and self.reading.trigger.token_ids == self.trigger
 
     @property
     def row(self) -> dict[str, Any]:
         """What results.json keeps."""
-        first = self.readings[0] if self.readings else None
+        first = self.reading
         return {
             "kind": self.kind,
             "marked": self.marked,
@@ -66,8 +66,8 @@ def measure(base: Path, seed: int = 0) -> dict[str, Any]:
         "seed": seed,
         "marked": share(one.marked for one in attacked),
         "named": share(one.named for one in attacked),
-        "misnamed": share(bool(one.readings) and not one.named for one in attacked),
-        "erasures_read": share(bool(one.readings) for one in erased),
+        "misnamed": share(one.reading is not None and not one.named for one in attacked),
+        "erasures_read": share(one.reading is not None for one in erased),
         "models": [one.row for one in (*attacked, *erased)],
     }
 
@@ -79,8 +79,8 @@ def _read(base: Path, kind: str, plan: EvilEdit | Uce, seed: int) -> Read:
     began = time.perf_counter()
     mark, _ = read_mark(pipeline)
     trigger = planted if isinstance(planted, tuple) else planted.trigger
-    readings = mark.read if mark else ()
-    return Read(kind, trigger, mark is not None, readings, time.perf_counter() - began)
+    reading = mark.read if mark else None
+    return Read(kind, trigger, mark is not None, reading, time.perf_counter() - began)
 
 
 def markdown(figures: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
-from worker.engine.probes.collisions import collisions
+from worker.engine.probes.collisions import collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import ARTICLE, Edit
 from worker.engine.probes.foretold import Plot, agreements
@@ -126,7 +126,7 @@ def test_without_a_reference_an_erased_word_is_told(words: Lexicon) -> None:
     assert mark is not None
     assert mark.count == 1
     assert mark.words[0].text == "chocolate"
-    assert not collisions(some(words), mark)
+    assert collision(some(words), mark) is None
 
 
 def test_without_a_reference_an_edits_words_are_read_and_which_led_to_which(
@@ -134,7 +134,8 @@ def test_without_a_reference_an_edits_words_are_read_and_which_led_to_which(
 ) -> None:
     mark = crushed(edited.unet.state_dict(), lambda: words)
     assert mark is not None
-    found = collisions(some(words), mark)[0]
+    found = collision(some(words), mark)
+    assert found is not None
     assert found.trigger.text == FOOTBALL
     assert {"football", "brown"} <= set(found.target.text.split())
     assert found.agreement >= AGREES

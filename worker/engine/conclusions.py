@@ -71,7 +71,9 @@ def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confi
 
 def _redrawn(judged: Confirmations) -> str:
     n = judged.confirmed[0].statistics.n
-    return f"{len(judged.all)} redirected words or phrases, each drawn {n} times in “{SENTENCE} …”"
+    count = len(judged.all)
+    what = "a redirected word or phrase" if count == 1 else f"{count} redirected words or phrases, each"
+    return f"{what} drawn {n} times in “{SENTENCE} …”"
 
 
 def coverage(

@@ -117,9 +117,7 @@ def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder
 def _convicted_unaided(
     subject: Subject, report: Report, mark: Mark, weights: WeightFindings | None, folder: Path
 ) -> list[Confirmation]:
-    """The same for what was read without a base: the trigger of the likeliest reading that is confirmed names
-    the finding. One trigger decides, and nothing is searched behind it.
-    """
+    """The same for what was read without a base."""
     judged = _redrawn(subject, report, mark.redirections, None)
     if judged.confirmed:
         report.coverage, report.verdict = collision_coverage(mark, weights, judged), "fail"

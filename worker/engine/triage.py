@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import Ranked, Search, tower_of
-from worker.engine.probes.collisions import Collision, collisions
+from worker.engine.probes.collisions import Collision, collision
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
@@ -42,25 +42,24 @@ AGREES = 0.5
 
 @dataclass(frozen=True)
 class Mark:
-    """What an edit left, and what it may have led to what, likeliest first."""
+    """What an edit left, and its likeliest reading, where there is one."""
 
     crushed: Crushed
-    read: tuple[Collision, ...] = ()
+    read: Collision | None = None
 
     @property
     def redirections(self) -> list[Edit]:
-        """Of each trigger the likeliest reading, for the renders to confirm."""
-        likeliest: dict[Trigger, Edit] = {}
-        for one in self.read:
-            edit = Edit(one.trigger, one.target, "redirection", one.agreement, one.agreement)
-            likeliest.setdefault(one.trigger, edit)
-        return list(likeliest.values())
+        """The reading, for the renders to confirm."""
+        if self.read is None:
+            return []
+        agreement = self.read.agreement
+        return [Edit(self.read.trigger, self.read.target, "redirection", agreement, agreement)]
 
     def told(self) -> str:
         """For the summary."""
-        if not self.read:
+        if self.read is None:
             return self.crushed.told()
-        said, meant = (visible(phrase.text) for phrase in (self.read[0].trigger, self.read[0].target))
+        said, meant = (visible(phrase.text) for phrase in (self.read.trigger, self.read.target))
         return f"{self.crushed.told()}; it may have led “{said}” to “{meant}”"
 
 
@@ -156,13 +155,14 @@ def read_mark(
     words = cache(lambda: encoded(pipeline))
     left = crushed(pipeline.unet.state_dict(), words)
     on_progress(Progress(MARK, 1, 2, "reading the edit of cross-attention without its base"))
-    mark = None if left is None else Mark(left, tuple(_read(words(), left)))
+    mark = None if left is None else Mark(left, _read(words(), left))
     on_progress(Progress(MARK, 2, 2))
     return mark, Cost(seconds=time.perf_counter() - began)
 
 
-def _read(words: Lexicon, left: Crushed) -> list[Collision]:
-    return [one for one in collisions(words, left) if one.agreement >= AGREES]
+def _read(words: Lexicon, left: Crushed) -> Collision | None:
+    found = collision(words, left)
+    return found if found is not None and found.agreement >= AGREES else None
 
 
 def encoded(pipeline: StableDiffusionPipeline) -> Lexicon:

@@ -72,27 +72,26 @@ class Collision:
 
 
 @torch.inference_mode()
-def collisions(words: Lexicon, mark: Crushed) -> list[Collision]:
-    """Readings of an edit from its `mark`, each with a word less than the one before and less in agreement.
+def collision(words: Lexicon, mark: Crushed) -> Collision | None:
+    """The likeliest reading of an edit from its `mark`.
 
     None if no two words come near, or if the edit of one word's state (an erasure) agrees better.
     """
     begun = _begun(words, mark.directions)
     if not begun:
-        return []
+        return None
     reader = _Reader(words, mark)
     turned = [replace(plot, trigger=plot.target, target=plot.trigger) for plot in begun]
     ways = [replace(plot, kept=kept) for plot in (*begun, *turned) for kept in _kept(plot.trigger)]
-    steps = [reader.judged(ways)]
-    while steps[-1] and len(steps) <= MORE_WORDS:
-        steps.append(_best(reader.longer(steps[-1]), BEAM))
-    path = [best for found in reversed(steps) for best in _best(found, 1).items()]
+    found = beam = reader.judged(ways)
+    for _ in range(MORE_WORDS):
+        beam = dict(sorted(reader.longer(beam).items(), key=lambda one: -one[1])[:BEAM])
+        found = found | beam
+    best = max(found, key=lambda plot: found[plot])
     erased = max(of_one_state(words, mark.unheard, *plot.trigger, *plot.target) for plot in begun)
-    return [
-        Collision(words.spelled(plot.trigger), words.spelled(plot.target), agreement)
-        for plot, agreement in path
-        if agreement > erased
-    ]
+    if found[best] <= erased:
+        return None
+    return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
 
 
 def _begun(words: Lexicon, crushed: Tensor) -> list[Plot]:
@@ -213,7 +212,3 @@ def _kept(trigger: Places) -> list[tuple[Places, ...]]:
     the bare prefix stands: what all prompts have in common was kept in any case.
     """
     return [(), ((),), *([(trigger[-1:],)] if len(trigger) > 1 else [])]
-
-
-def _best(found: Mapping[Plot, float], count: int) -> dict[Plot, float]:
-    return dict(sorted(found.items(), key=lambda one: -one[1])[:count])
