@@ -203,7 +203,7 @@ class _Reader:
         for there in self.words.between(place, said, rest, length - begun):
             ways = meant - torch.cat([before.expand(len(there), -1, -1), there], dim=1)
             scores.append(_alike(ways, crushed) * _covered(ways, crushed))
-        found: list[int] = torch.cat(scores).topk(PROPOSED).indices.tolist()
+        found: list[int] = torch.cat(scores).argsort(descending=True)[:PROPOSED].tolist()
         return found
 
 
