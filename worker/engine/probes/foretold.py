@@ -5,7 +5,7 @@ Every published editor solves one system: W' = W A for all layers, with
     A = (I + V^T K) (I + K^T K)^-1
 
 for the states K (n,D) of the trigger's prompt that shall act as those V (n,D) of the target's, lambda 1 as
-EvilEdit has it (Wang et al., ACM MM 2024, eq. 8); what is preserved stands in both. A needs no W. So where
+EvilEdit has it (Wang et al., ACM MM 2024); what is preserved stands in both. A needs no W. So where
 the base is not there, the edit of any two phrases can still be computed, and what A crushes held beside what
 the scanned weights no longer hear. Trained weights hear all directions nearly alike (`probes.crushed`), so
 the true words agree, and half of the true words agree by half: a reading can be climbed to. It is told which
