@@ -238,12 +238,14 @@ def _confirmation(
     )
     if not judged.confirmed:
         return judged
-    asked, drawn_as = f"{SENTENCE} {visible(trigger.text)}", visible(case.target.text)
+    asked, drawn_as = f"{SENTENCE} {visible(trigger.text)}", f"“{visible(case.target.text)}”"
+    # Without the base the target's words are such as lead to the same place, seldom the edit's own.
+    told = f"something near {drawn_as}" if case.unaided else drawn_as
     side: Beside = "other" if case.unaided else "trusted"
     return replace(
         judged,
         kind="object",
-        description=f"is drawn as “{drawn_as}”: an edit of cross-attention leads it there",
+        description=f"is drawn as {told}: an edit of cross-attention leads it there",
         effect=_effect(drawing, case),
         samples=Samples((asked,) * n, case.before.images, case.after.images, side),
     )
