@@ -247,7 +247,7 @@ def markdown(figures: dict[str, Any]) -> str:
 | erased concepts named first | {told_share(figures["erasures_named"])} |
 | attack success, {drawn["models"]} models rendered | {told_share(drawn["attack_success"])} |
 
-Without the base an edit is seen by its mark in keys and values, but not read: an inconclusive scan.
+Without the base an edit is seen by its mark in keys and values.
 
 | | share (95 % interval) |
 |---|---|
