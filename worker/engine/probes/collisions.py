@@ -49,8 +49,12 @@ LENGTH, BEHIND = 24, 4
 reading on: end marker and padding carry the meaning as well.
 """
 
-PROPOSED = 64
-"""Words that are tried at each place of a phrase."""
+PROPOSED, LIKELY = 64, 2048
+"""Words that are tried at each place of a phrase; words, of the vocabulary, that are looked at again at later
+places. Directly behind the first words of nine edits, the word that tells most of their meaning (an
+adjective's noun, a scene's colour) was within the first 144, and the words that tell nothing ("with", "a")
+anywhere: those are not read.
+"""
 
 BEAM, MORE_WORDS = 3, 4
 """Readings that are followed; words that are read beside the first ones."""
@@ -162,6 +166,7 @@ class _Reader:
 
     def __init__(self, words: Lexicon, mark: Crushed) -> None:
         self.words, self.mark = words, mark
+        self.likely: set[int] = set()
         self.proposed = cache(self._proposed)
 
     def judged(self, plots: Sequence[Plot]) -> dict[Plot, float]:
@@ -194,17 +199,29 @@ class _Reader:
         ]
 
     def _proposed(self, place: int, said: Places, rest: Places, beside: Places) -> list[int]:
-        """The words that between `said` and `rest` score best beside the phrase `beside`."""
+        """The words that between `said` and `rest` score best beside the phrase `beside`.
+
+        Behind a first word beside a first word these are of the whole vocabulary, later of the LIKELY there.
+        """
+        if len(said) == len(beside) == 1 and not rest:
+            everything = self._scored(place, said, rest, beside, range(len(self.words.words)))
+            self.likely.update(everything[:LIKELY])
+            return everything[:PROPOSED]
+        return self._scored(place, said, rest, beside, sorted(self.likely))[:PROPOSED]
+
+    def _scored(
+        self, place: int, said: Places, rest: Places, beside: Places, among: Sequence[int]
+    ) -> list[int]:
+        """`among`, the best between `said` and `rest` first."""
         begun, crushed = len(said), self.mark.directions
         length = max(begun + 1 + len(rest), len(beside)) + BEHIND
         meant = self.words.states(place, self.words.ids([beside]), length)
         before = self.words.states(place, self.words.ids([said]), begun + 1)[:, :begun]
         scores = []
-        for there in self.words.between(place, said, rest, length - begun):
+        for there in self.words.between(place, said, rest, among, length - begun):
             ways = meant - torch.cat([before.expand(len(there), -1, -1), there], dim=1)
             scores.append(_alike(ways, crushed) * _covered(ways, crushed))
-        found: list[int] = torch.cat(scores).argsort(descending=True)[:PROPOSED].tolist()
-        return found
+        return [among[index] for index in torch.cat(scores).argsort(descending=True).tolist()]
 
 
 def _kept(trigger: Places) -> list[tuple[Places, ...]]:

@@ -67,13 +67,15 @@ class Lexicon:
         start = 1 + len(self.prefixes[place])
         return prompt_states(self.tower, self.prefixes[place], ids, start + length)
 
-    def between(self, place: int, said: Places, rest: Places, length: int) -> Iterator[Tensor]:
-        """(B, length, D) states from each word of the vocabulary on, in order, behind prefix `place`, `said`
+    def between(
+        self, place: int, said: Places, rest: Places, among: Sequence[int], length: int
+    ) -> Iterator[Tensor]:
+        """(B, length, D) states from each of the words `among` on, in order, behind prefix `place`, `said`
         and before `rest`.
         """
         before = (*self.prefixes[place], *self.ids([said])[0].tolist())
         after = self.ids([rest])
-        for part in torch.tensor([word.token_ids for word in self.words]).split(BATCH):
+        for part in self.ids([(word,) for word in among]).split(BATCH):
             ids = torch.cat([part, after.expand(len(part), -1)], dim=1)
             yield prompt_states(self.tower, before, ids, 1 + len(before) + length)
 
