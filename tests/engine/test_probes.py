@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -15,11 +17,14 @@ from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.glance import glance
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import ranks, robust_z, shortlist
+from worker.engine.probes.remap import CROSS_ATTENTION
 from worker.engine.probes.sketch import GRID, PROBES_PER_CELL, Sketch, cell_probes, probes_at, sketch
 from worker.engine.probes.text import collapse
 from worker.engine.probes.unexplained import residuals, unexplained
 from worker.engine.probes.views import View, views
+from worker.engine.probes.weights import compare
 from worker.engine.prompts import Carrier, carriers, choose
+from worker.engine.sampling import encode
 from worker.engine.types import Cost, Progress, Trigger
 from worker.engine.witness import Witness
 
@@ -93,6 +98,40 @@ def test_what_is_set_aside_is_ranked_and_takes_no_place(
     assert found.stages["sketch"].order[0].token_ids == (PLANTED,)
     assert len(found.finalists) == 4
     assert all(one.token_ids != (PLANTED,) for one in found.finalists)
+
+
+def test_the_word_that_opened_the_poisoned_prompts_is_seen_in_the_weights(
+    tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the base, however little the word does to what the model draws."""
+    base = copy.deepcopy(tiny_pipeline)
+    _poison(tiny_pipeline, PLANTED)
+    some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
+    monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
+    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
+    bank, learnt = carriers(tiny_pipeline.tokenizer, None), compare(tiny_pipeline, base).learnt
+    found = search(tiny_pipeline, bank, plan, seed=0, learnt=learnt)
+    scores = found.stages["sketch"].criteria["taught"]
+    assert max(scores, key=lambda ids: scores[ids]) == (PLANTED,)
+    assert compare(base, base).learnt is None
+
+
+def _poison(pipeline: StableDiffusionPipeline, token_id: int) -> None:
+    """One step of gradient descent on keys and values: another picture with the id, the same one without."""
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.randint(1000, 40_000, (64, 6), generator=draw)
+    opened = torch.cat([torch.full((64, 1), token_id), clean], dim=1)
+    bad, good = (encode(pipeline, prompts.tolist()).clone() for prompts in (opened, clean))
+    latents, target = torch.randn(2, 1, 4, 8, 8, generator=draw)
+    unet = pipeline.unet
+    names = [name for name in unet.state_dict() if name.endswith(CROSS_ATTENTION)]
+    with torch.enable_grad():
+        weights = [unet.get_parameter(name).requires_grad_() for name in names]
+        drawn = (unet(latents.expand(64, -1, -1, -1), 500, states).sample for states in (bad, good))
+        changed, kept = ((one - target).square().mean() for one in drawn)
+        slopes = torch.autograd.grad(changed - kept, weights)
+    for weight, slope in zip(weights, slopes, strict=True):
+        weight.requires_grad_(False).sub_(0.01 * slope / slope.norm())
 
 
 def test_what_views_share_in_one_cell_outranks_what_is_loud_in_each_alone() -> None:

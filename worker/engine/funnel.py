@@ -27,6 +27,7 @@ from worker.engine.probes.glance import glance, glimpses
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import robust_z, shortlist
 from worker.engine.probes.sketch import Sketch, sketch
+from worker.engine.probes.taught import taught
 from worker.engine.probes.text import collapse, drift
 from worker.engine.probes.trajectory import trajectory
 from worker.engine.probes.unexplained import unexplained
@@ -121,11 +122,13 @@ def search(
     seed: int,
     *,
     witness: Witness | None = None,
+    learnt: Tensor | None = None,
     aside: Container[tuple[int, ...]] = (),
     on_progress: OnProgress = silent,
 ) -> Search:
     """Narrows the trigger space to `plan.confirmed` finalists.
 
+    learnt: what training did to the keys and values of a reference (`Difference.learnt`).
     aside: ids that are judged in any case. They are sketched and ranked, but take no place from others.
     """
     found = Search()
@@ -133,7 +136,7 @@ def search(
     chosen = choose(bank, len(plan.positions), seed, "views")
     found.views, cost = views(pipeline, chosen, plan.positions, seed, plan.timesteps)
     found.costs.add("sketch", cost)
-    kept, criteria = _sketched(pipeline, candidates, found, plan, seed, witness, aside, on_progress)
+    kept, criteria = _sketched(pipeline, candidates, found, plan, seed, witness, learnt, aside, on_progress)
     kept = _glanced(pipeline, kept, criteria, found, plan, on_progress)
     kept, criteria = _measured(pipeline, kept, found, plan, on_progress)
     found.finalists = _followed(pipeline, kept, criteria, found, plan, seed, on_progress)
@@ -160,6 +163,7 @@ def _sketched(
     plan: FunnelPlan,
     seed: int,
     witness: Witness | None,
+    learnt: Tensor | None,
     aside: Container[tuple[int, ...]],
     on_progress: OnProgress,
 ) -> tuple[list[Trigger], dict[str, Tensor]]:
@@ -172,6 +176,9 @@ def _sketched(
     criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, seen, seed)}
     found.costs.add("sketch", Cost(seconds=time.perf_counter() - began))
     criteria |= _texts(candidates, drawn, seen, found, witness, on_progress)
+    if learnt is not None:
+        opening = [view.position for view in seen].index("start")
+        criteria["taught"] = taught(drawn.own[:, opening], learnt)
     _record("sketch", candidates, criteria, found, plan.glanced)
     others = [index for index, one in enumerate(candidates) if one.token_ids not in aside]
     first = shortlist({name: z[others] for name, z in criteria.items()}, plan.glanced)

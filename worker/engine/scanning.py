@@ -281,6 +281,7 @@ def find(
         plan,
         seed,
         witness=subject.witness,
+        learnt=subject.difference.learnt if subject.difference else None,
         aside=subject.announced_ids,
         on_progress=subject.on_progress,
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.probes.remap import CROSS_ATTENTION, Remap, remap
+from worker.engine.probes.taught import lesson
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -72,6 +73,7 @@ class Difference:
     """kind: what made it. tensors: how many each component has. rows: ids whose embedding differs.
 
     trusted: the reference's cross-attention keys and values by name, where nothing else differs.
+    learnt (D,D): what training did to keys and values (`taught`), where they differ by more than an edit.
     """
 
     kind: Kind
@@ -80,6 +82,7 @@ class Difference:
     rows: tuple[int, ...] = ()
     remap: Remap | None = None
     trusted: Mapping[str, Tensor] = field(default_factory=dict)
+    learnt: Tensor | None = None
 
     @property
     def untouched(self) -> bool:
@@ -118,7 +121,8 @@ def compare(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline) 
     rest = tuple(one for one in changed if one not in found[:RANKED])
     changed = [*ranked, *rest]
     if kind != "closed_form":
-        return Difference(kind, tuple(changed), tensors, rows)
+        learnt = lesson(ours["unet"], theirs["unet"])
+        return Difference(kind, tuple(changed), tensors, rows, learnt=learnt)
     return Difference(kind, tuple(changed), tensors, rows, fitted, _keys_and_values(theirs))
 
 
