@@ -113,7 +113,7 @@ def test_the_word_that_opened_the_poisoned_prompts_is_seen_in_the_weights(
     found = search(tiny_pipeline, bank, plan, seed=0, learnt=learnt)
     scores = found.stages["sketch"].criteria["taught"]
     assert max(scores, key=lambda ids: scores[ids]) == (PLANTED,)
-    assert compare(base, base).learnt is None
+    assert compare(copy.deepcopy(base).to(torch.float16), base).learnt is None
 
 
 def _poison(pipeline: StableDiffusionPipeline, token_id: int) -> None:

@@ -9,23 +9,21 @@ beside the mean of all. What was trained at other places is not seen so. Costs n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from worker.engine.probes.ranking import robust_z
-from worker.engine.probes.remap import CROSS_ATTENTION
 
 
-def lesson(scanned: Mapping[str, Tensor], trusted: Mapping[str, Tensor]) -> Tensor | None:
-    """(D,D) sum over keys and values of dW^T dW / |dW|^2, of two UNets' state dicts.
-
-    None where none of them changed, or where they read texts of several widths.
+def lesson(
+    scanned: Mapping[str, Tensor], trusted: Mapping[str, Tensor], names: Iterable[str]
+) -> Tensor | None:
+    """(D,D) sum over `names` of dW^T dW / |dW|^2: the keys and values that differ between two UNets' state
+    dicts. None where none does, or where they read texts of several widths.
     """
-    pairs = [(scanned[name], old) for name, old in trusted.items() if name.endswith(CROSS_ATTENTION)]
-    changes = [(new.double() - old.double()).cpu() for new, old in pairs]
-    changes = [change for change in changes if change.any()]
+    changes = [(scanned[name].double() - trusted[name].double()).cpu() for name in names]
     if len({change.shape[1] for change in changes}) != 1:
         return None
     return torch.stack([change.mT @ change / change.square().sum() for change in changes]).sum(0)

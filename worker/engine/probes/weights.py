@@ -121,7 +121,7 @@ def compare(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline) 
     rest = tuple(one for one in changed if one not in found[:RANKED])
     changed = [*ranked, *rest]
     if kind != "closed_form":
-        learnt = lesson(ours["unet"], theirs["unet"])
+        learnt = lesson(ours["unet"], theirs["unet"], [one.name for one in found if _cross(one)])
         return Difference(kind, tuple(changed), tensors, rows, learnt=learnt)
     return Difference(kind, tuple(changed), tensors, rows, fitted, _keys_and_values(theirs))
 
