@@ -58,3 +58,12 @@ def test_coverage_counts_the_prompts_that_every_id_was_in() -> None:
     assert "each in 3 carrier prompts (2 with it at the start, 1 at the end)" in told.searched[0]
     assert any(f"{plan.glanced:,}" in line for line in told.searched)
     assert any("the other 1,000 candidates" in line for line in told.not_searched)
+
+
+@pytest.mark.parametrize("ran", [True, False])
+def test_coverage_tells_what_a_fine_tune_was_taught_only_where_that_was_looked_at(ran: bool) -> None:
+    plan = PLANS["standard"]
+    seen = [View(Carrier("a dog", (1, 2)), place, plan.timesteps, torch.empty(0)) for place in plan.positions]
+    ranked = Ranked([Trigger((1,), "x")], {"taught": {(1,): 3.0}} if ran else {})
+    told = coverage(plan, Search(views=seen, stages={"sketch": ranked}), None, None, clip=True)
+    assert any("keys and values answers to" in line for line in told.searched) is ran

@@ -113,6 +113,8 @@ def coverage(
         searched.append(f"words that the text encoder reads otherwise than the trusted one: {told}")
     if weights is not None:
         searched += weights.searched()
+    if "taught" in found.stages["sketch"].criteria:
+        searched.append("words that the change of cross-attention's keys and values answers to most")
     if weights is None or weights.difference.remap is None:
         left = mark.told() if mark else "none"
         searched.append(f"what a closed-form edit leaves in cross-attention's keys and values: {left}")

@@ -103,8 +103,6 @@ class WeightFindings:
     def searched(self) -> list[str]:
         """For the coverage statement."""
         lines = [described(self.difference)]
-        if self.difference.learnt is not None:
-            lines.append("words that the change of cross-attention's keys and values answers to most")
         if self.difference.remap is not None:
             told = "; ".join(map(_told, self.named)) or "not understood"
             lines.append(f"the edit's words, among the whole vocabulary and pairs of it: {told}")
