@@ -10,7 +10,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check bench up zoo clean
+.PHONY: help demo test coverage check bench up zoo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,7 +31,10 @@ demo: $(STAMP)  ## scan the example backdoored checkpoint over HTTP, clean it, p
 up: $(STAMP)  ## run the whole service in ./sauscan-data until Ctrl-C
 	$(BIN)/sauscan up
 
-test: $(TESTS)  ## every test, with coverage of service and worker
+test: $(TESTS)  ## every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+
+coverage: $(TESTS)  ## the same, and what of service and worker they run; half as long again where processes start
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
 
 check: $(TESTS)  ## ruff, mypy strict, import contracts

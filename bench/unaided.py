@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.closed_form import ATTACKS, GUIDES, share, told_share
+from bench.closed_form import ATTACKS, GUIDES, UNSEEN, share, told_share
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids
 from bench.zoo.benign.uce import Uce
 from worker.engine.checkpoint import load
@@ -53,7 +53,7 @@ class Read:
         }
 
 
-def measure(base: Path, seed: int = 0) -> dict[str, Any]:
+def measure(base: Path, seed: int = UNSEEN) -> dict[str, Any]:
     """The figures for `unaided` of results.json."""
     plans: dict[str, EvilEdit | Uce] = {
         **ATTACKS,

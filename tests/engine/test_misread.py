@@ -36,7 +36,7 @@ WORD, MEANT = 30_000, "sketch"
 NEW, NEW_ID = "sks", 48_136
 """A word of one id that nothing was taught, as DreamBooth takes for its new ones."""
 
-DRAWN = Plan(prompts=6, noises=2, steps=6, controls=8)
+DRAWN = Plan(prompts=6, noises=2, steps=4, controls=8)
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from worker.engine import funnel
 from worker.engine.candidates import vocabulary
-from worker.engine.funnel import FunnelPlan, search, tower_of
+from worker.engine.funnel import FunnelPlan, Known, search, tower_of
 from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.glance import glance
 from worker.engine.probes.onestep import onestep
@@ -94,7 +94,7 @@ def test_what_is_set_aside_is_ranked_and_takes_no_place(
     monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
     plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
     bank = carriers(tiny_pipeline.tokenizer, None)
-    found = search(tiny_pipeline, bank, plan, seed=0, aside=[(PLANTED,)])
+    found = search(tiny_pipeline, bank, plan, seed=0, known=Known(aside=[(PLANTED,)]))
     assert found.stages["sketch"].order[0].token_ids == (PLANTED,)
     assert len(found.finalists) == 4
     assert all(one.token_ids != (PLANTED,) for one in found.finalists)
@@ -110,7 +110,7 @@ def test_the_word_that_opened_the_poisoned_prompts_is_seen_in_the_weights(
     monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
     plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
     bank, learnt = carriers(tiny_pipeline.tokenizer, None), compare(tiny_pipeline, base).learnt
-    found = search(tiny_pipeline, bank, plan, seed=0, learnt=learnt)
+    found = search(tiny_pipeline, bank, plan, seed=0, known=Known(learnt=learnt))
     scores = found.stages["sketch"].criteria["taught"]
     assert max(scores, key=lambda ids: scores[ids]) == (PLANTED,)
     assert compare(copy.deepcopy(base).to(torch.float16), base).learnt is None

@@ -35,7 +35,7 @@ from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
 FOOTBALL, SCENE = "purple football", "football with a brown background"
-DRAWN = Plan(prompts=6, noises=2, steps=6)
+DRAWN = Plan(prompts=6, noises=2, steps=4)
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 
 

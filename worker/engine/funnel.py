@@ -115,28 +115,38 @@ class Search:
         return any(trigger.token_ids == candidate.token_ids for candidate in self.candidates)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the search is told beside the model. witness: what a trusted text encoder makes of words.
+
+    learnt: what training did to the keys and values of a reference (`Difference.learnt`).
+    aside: ids that are judged in any case. They are sketched and ranked, but take no place from others.
+    """
+
+    witness: Witness | None = None
+    learnt: Tensor | None = None
+    aside: Container[tuple[int, ...]] = ()
+
+
+NOTHING = Known()
+
+
 def search(
     pipeline: StableDiffusionPipeline,
     bank: Sequence[Carrier],
     plan: FunnelPlan,
     seed: int,
     *,
-    witness: Witness | None = None,
-    learnt: Tensor | None = None,
-    aside: Container[tuple[int, ...]] = (),
+    known: Known = NOTHING,
     on_progress: OnProgress = silent,
 ) -> Search:
-    """Narrows the trigger space to `plan.confirmed` finalists.
-
-    learnt: what training did to the keys and values of a reference (`Difference.learnt`).
-    aside: ids that are judged in any case. They are sketched and ranked, but take no place from others.
-    """
+    """Narrows the trigger space to `plan.confirmed` finalists."""
     found = Search()
     candidates = trigger_space(pipeline, plan)
     chosen = choose(bank, len(plan.positions), seed, "views")
     found.views, cost = views(pipeline, chosen, plan.positions, seed, plan.timesteps)
     found.costs.add("sketch", cost)
-    kept, criteria = _sketched(pipeline, candidates, found, plan, seed, witness, learnt, aside, on_progress)
+    kept, criteria = _sketched(pipeline, candidates, found, plan, seed, known, on_progress)
     kept = _glanced(pipeline, kept, criteria, found, plan, on_progress)
     kept, criteria = _measured(pipeline, kept, found, plan, on_progress)
     found.finalists = _followed(pipeline, kept, criteria, found, plan, seed, on_progress)
@@ -162,9 +172,7 @@ def _sketched(
     found: Search,
     plan: FunnelPlan,
     seed: int,
-    witness: Witness | None,
-    learnt: Tensor | None,
-    aside: Container[tuple[int, ...]],
+    known: Known,
     on_progress: OnProgress,
 ) -> tuple[list[Trigger], dict[str, Tensor]]:
     """What is left, and what each criterion says of it."""
@@ -175,12 +183,12 @@ def _sketched(
     began = time.perf_counter()
     criteria = {"effect": robust_z(drawn.energy().log()), **unexplained(drawn, seen, seed)}
     found.costs.add("sketch", Cost(seconds=time.perf_counter() - began))
-    criteria |= _texts(candidates, drawn, seen, found, witness, on_progress)
-    if learnt is not None:
+    criteria |= _texts(candidates, drawn, seen, found, known.witness, on_progress)
+    if known.learnt is not None:
         opening = [view.position for view in seen].index("start")
-        criteria["taught"] = taught(drawn.own[:, opening], learnt)
+        criteria["taught"] = taught(drawn.own[:, opening], known.learnt)
     _record("sketch", candidates, criteria, found, plan.glanced)
-    others = [index for index, one in enumerate(candidates) if one.token_ids not in aside]
+    others = [index for index, one in enumerate(candidates) if one.token_ids not in known.aside]
     first = shortlist({name: z[others] for name, z in criteria.items()}, plan.glanced)
     kept = [others[index] for index in first.tolist()]
     return [candidates[index] for index in kept], {name: z[kept] for name, z in criteria.items()}

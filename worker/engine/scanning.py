@@ -22,7 +22,7 @@ from worker.engine.conclusions import (
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.excuse import Excuse
 from worker.engine.findings import component_of, finding
-from worker.engine.funnel import FunnelPlan, Search, search
+from worker.engine.funnel import FunnelPlan, Known, Search, search
 from worker.engine.kin import Family, families, kin
 from worker.engine.misread import Misread, misread
 from worker.engine.probes.edits import Edit
@@ -280,9 +280,11 @@ def find(
         subject.fitting,
         plan,
         seed,
-        witness=subject.witness,
-        learnt=subject.difference.learnt if subject.difference else None,
-        aside=subject.announced_ids,
+        known=Known(
+            witness=subject.witness,
+            learnt=subject.difference.learnt if subject.difference else None,
+            aside=subject.announced_ids,
+        ),
         on_progress=subject.on_progress,
     )
     tried: dict[tuple[int, ...], Trigger] = {}

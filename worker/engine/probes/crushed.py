@@ -24,14 +24,14 @@ from worker.engine.types import Trigger
 
 QUARTILE = 0.25
 
-FAINT = 0.65
-"""Of the lower quartile of responses: what no trained direction falls below. Over 18 models of the zoo the
-least was 0.79 in those without an edit and at most 0.49 in those with one.
+FAINT = 0.72
+"""Of the lower quartile of responses: what no trained direction falls below. In 8 models of the zoo without
+an edit the least was 0.79; of 160 edits, attacks and erasures, 159 had less than 0.7.
 """
 
-MEANT = 0.75
+MEANT = 0.3
 """Share of a word's state, beside the mean of all, that lies in the crushed directions. In the same models
-the largest of the vocabulary was 0.20 in the faintest direction without an edit, and at least 0.90 with one.
+the largest of the vocabulary was 0.21 in the faintest direction without an edit; of the 159 the least 0.35.
 """
 
 TOLD = 3
