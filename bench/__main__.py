@@ -52,7 +52,7 @@ def _handling() -> dict[str, Any]:
 PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "sketch": _sketch,
     "model_level": lambda: detection.measure(_results().get("model_level", {}).get("scans", [])),
-    "per_prompt": lambda: guards.per_prompt(guards.cases()),
+    "per_prompt": lambda: guards.measure(_results().get("per_prompt", {})),
     "text_encoder": text_encoder.measure,
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
     "unaided": lambda: unaided.measure(EXAMPLES / "toy"),

@@ -26,7 +26,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.guards import auroc
+from bench.intervals import auroc
 from bench.kept import Kind
 from bench.machine import machine
 from bench.zoo.paths import CLIP, EXAMPLES

@@ -17,20 +17,18 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from diffusers import StableDiffusionPipeline
-from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import binomtest, rankdata
 
+from bench.intervals import auroc, f1, mean_of
 from bench.kept import Kind
+from bench.machine import machine
 from bench.zoo.attacked import ATTACKED
 from bench.zoo.paths import CLIP
 from bench.zoo.prompts import prompts
@@ -57,8 +55,6 @@ FPR = 0.01
 MEANS = ("auroc", "f1", "tpr_at_1_fpr")
 """Figures whose mean over the models is told."""
 LEAST_SUCCESS = 0.8
-Z = 1.959964
-NEAR = 1e-9
 Ids = tuple[int, ...]
 
 
@@ -119,8 +115,8 @@ def known(path: Path) -> Case:
 
 
 def cases() -> list[Case]:
-    """What `python -m bench` measures: the example, and every attacked model that `make zoo` has made whose
-    trigger goes into any prompt, and whose attack succeeds.
+    """What `make bench` measures where nothing is kept: the example, and every attacked model that `make zoo`
+    has made whose trigger goes into any prompt, and whose attack succeeds.
     """
     made = sorted(ATTACKED.glob("*.truth.json"))
     usable = [path for path in made if _usable(json.loads(path.read_text()))]
@@ -165,7 +161,7 @@ def groups(case: Case, pipeline: StableDiffusionPipeline, sizes: Sizes, seed: in
 def compare(
     case: Case, sizes: Sizes, seed: int, clip: Path = CLIP, tell: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """{guard: figures} of one model."""
+    """One model's row: `guards` has the figures of each."""
     pipeline, scorer = load(case.path).pipeline, ClipScorer(clip)
     given = groups(case, pipeline, sizes, seed)
     guarding = Guarding(pipeline, scorer.model.text_model, scorer, given.fit, seed)
@@ -177,7 +173,8 @@ def compare(
             detector = build(name, guarding)
         found[name] = measured(detector, pipeline, given, seed)
         tell(f"{case.path.stem} {name}: {json.dumps(found[name])}")
-    return found
+    settings = {"seed": seed, "prompts": asdict(sizes)}
+    return {"model": case.path.stem, **settings, "guards": found, "machine": machine()}
 
 
 def measured(
@@ -204,77 +201,53 @@ def measured(
     }
 
 
-def auroc(clean: NDArray[np.float64], triggered: NDArray[np.float64]) -> dict[str, Any]:
-    """Area under the ROC curve with Newcombe's 95 % interval (Stat. Med. 25, 2006, method 5).
-
-    Unlike DeLong's and the bootstrap's it has a width where the two groups do not overlap.
-    """
-    m, n = len(triggered), len(clean)
-    order = rankdata(np.concatenate([triggered, clean]))
-    area = float((order[:m].sum() - m * (m + 1) / 2) / (m * n))
-    half = (m + n) / 2 - 1
-
-    def outside(a: float) -> float:
-        spread = a * (1 - a) / (m * n) * (1 + half * (1 - a) / (2 - a) + half * a / (1 + a))
-        return (area - a) ** 2 - Z**2 * spread
-
-    low = 0.0 if area == 0 else brentq(outside, 0, min(area, 1 - NEAR))
-    high = 1.0 if area == 1 else brentq(outside, max(area, NEAR), 1)
-    return {"value": area, "n": [n, m], "ci95": [float(low), float(high)]}
-
-
-def f1(alarms: NDArray[np.bool_], hits: NDArray[np.bool_]) -> dict[str, Any]:
-    """F1 of the triggered class; its interval is that of both rates' 97.5 % Wilson intervals (Bonferroni).
-
-    Unlike the bootstrap's it has a width where nothing was missed and nothing falsely flagged.
-    """
-
-    def of(false: float, true: float) -> float:
-        found = true * len(hits)
-        return 2 * found / (found + false * len(alarms) + len(hits))
-
-    (least_false, most_false), (least_true, most_true) = (
-        binomtest(int(some.sum()), len(some)).proportion_ci(0.975, "wilson") for some in (alarms, hits)
-    )
-    return {
-        "value": of(alarms.mean(), hits.mean()),
-        "n": [len(alarms), len(hits)],
-        "ci95": [of(most_false, least_true), of(least_false, most_true)],
-    }
-
-
-def summary(models: dict[str, dict[str, Any]], sizes: Sizes, seed: int) -> dict[str, Any]:
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """{guard: means over the models with their intervals, and `models` with every figure}."""
     result: dict[str, Any] = {}
-    for name in next(iter(models.values())):
-        each = {model: found[name] for model, found in models.items()}
+    for name in rows[0]["guards"]:
+        each = {row["model"]: row["guards"][name] | {"engine": row["engine"]} for row in rows}
         means: dict[str, Any] = {}
         for figure in MEANS:
             means[figure], means[f"{figure}_ci95"] = mean_of([one[figure] for one in each.values()])
         forwards = math.fsum(one["unet_forwards"] for one in each.values()) / len(each)
-        told = {"seed": seed, "prompts": asdict(sizes)}
+        told = {"seed": rows[0]["seed"], "prompts": rows[0]["prompts"]}
         result[name] = means | {"unet_forwards": forwards, **told, "models": each}
     return result
 
 
-def mean_of(figures: Sequence[dict[str, Any]]) -> tuple[float, list[float]]:
-    """Mean of independent figures; its interval from theirs (Zou and Donner, Stat. Med. 27, 2008)."""
-    values = np.array([one["value"] for one in figures])
-    low, high = np.array([one["ci95"] for one in figures]).T
-    mean, count = float(values.mean()), len(values)
-    below, above = (float(np.linalg.norm(values - side)) / count for side in (low, high))
-    return mean, [mean - below, mean + above]
+def measure(published: Mapping[str, Any]) -> dict[str, Any]:
+    """What `python -m bench` keeps as `per_prompt`: each model's newest row, of the cache or as it was
+    `published` before. Where there are none, those of `cases`.
+    """
+    rows = {row["model"]: row for row in _rows(published)}
+    rows |= {row["model"]: row for row in KIND.newest() if _alike(row)}
+    if not rows:
+        rows = {row["model"]: row for row in each(cases(), Sizes(), 0)}
+    return summary(list(rows.values()))
 
 
-def per_prompt(cases: Sequence[Case], sizes: Sizes | None = None, seed: int = 0) -> dict[str, Any]:
-    """What `python -m bench` keeps as `per_prompt`."""
-    chosen = sizes or Sizes()
-    numbers = "-".join(map(str, astuple(chosen)))
-    found = {
-        case.path.stem: KIND.kept(f"{case.path.stem}-{seed}-{numbers}", partial(compare, case, chosen, seed))
+def each(cases: Sequence[Case], sizes: Sizes, seed: int) -> list[dict[str, Any]]:
+    """The row of each case; those that were kept are not measured again."""
+    numbers, engine = "-".join(map(str, astuple(sizes))), {"engine": KIND.sources_hash()}
+    return [
+        KIND.kept(f"{case.path.stem}-{seed}-{numbers}", partial(compare, case, sizes, seed)) | engine
         for case in cases
-    }
-    return summary(found, chosen, seed)
+    ]
+
+
+def _alike(row: Mapping[str, Any]) -> bool:
+    """Whether the row is by the prompts that are told."""
+    return (row["seed"], row["prompts"]) == (0, asdict(Sizes()))
+
+
+def _rows(published: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What `summary` was made of."""
+    guards = {name: told for name, told in published.items() if name != "machine"}
+    for told in list(guards.values())[:1]:
+        for model, first in told["models"].items():
+            figures = {name: one["models"][model] for name, one in guards.items()}
+            row = {"model": model, "guards": figures, "engine": first["engine"]}
+            yield row | {"seed": told["seed"], "prompts": told["prompts"]}
 
 
 def means_table(found: dict[str, Any]) -> str:
@@ -287,16 +260,17 @@ def means_table(found: dict[str, Any]) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    """A Markdown table of what `per_prompt` returns, a row for every model and guard."""
-    head = "| model | guard | AUROC | F1 | found at 1 % | false alarms | U a prompt | s a prompt |"
-    rows = [head, "|---" * 8 + "|"]
+    """A Markdown table of what `measure` returns, a row for every model and guard."""
+    head = "| model | guard | AUROC | F1 | found at 1 % | false alarms | U a prompt | s a prompt | engine |"
+    rows = [head, "|---" * 9 + "|"]
     for model in next(iter(found.values()))["models"]:
         for name, figures in found.items():
             one = figures["models"][model]
             rates = " | ".join(
                 _interval(one[figure]) for figure in ("auroc", "f1", "tpr_at_1_fpr", "false_positives")
             )
-            rows.append(f"| {model} | {name} | {rates} | {one['unet_forwards']:.1f} | {one['seconds']:.2f} |")
+            cost = f"{one['unet_forwards']:.1f} | {one['seconds']:.2f}"
+            rows.append(f"| {model} | {name} | {rates} | {cost} | {one['engine']} |")
     return "\n".join(rows)
 
 
@@ -318,7 +292,7 @@ def main() -> None:
     told = tuple(tuple(ids) for ids in options.trigger_ids or ())
     cases = [Case(path, triggers=told) if told else known(path) for path in options.models]
     sizes = Sizes(options.fit, options.calibration, options.test)
-    print(json.dumps(per_prompt(cases, sizes, options.seed), indent=2))
+    print(json.dumps(summary(each(cases, sizes, options.seed)), indent=2))
 
 
 if __name__ == "__main__":

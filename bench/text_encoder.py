@@ -22,7 +22,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from bench.guards import f1
+from bench.intervals import f1
 from bench.kept import Kind
 from bench.zoo import assemble, dataset
 from bench.zoo.attacks.measure import held_out

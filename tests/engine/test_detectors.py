@@ -18,7 +18,8 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import ModelOutput
 
-from bench.guards import Case, auroc, f1, latin
+from bench.guards import Case, latin
+from bench.intervals import auroc, f1
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.tokenizer import clip_tokenizer
 from worker.engine.cli import main

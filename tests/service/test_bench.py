@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import detection, kept
-from bench.__main__ import markdown, with_part
+from bench import detection, guards, kept
+from bench.__main__ import _results, markdown, with_part
 from bench.service.endurance import figures
 from bench.service.ledger import Row
 from bench.service.requests import ask
@@ -52,12 +52,10 @@ def test_what_was_measured_is_not_measured_again_by_the_same_engine(
 
 
 def test_a_measurement_rests_on_what_its_modules_import_and_on_nothing_else() -> None:
-    detection, guards = (
-        kept.Kind("any", (f"worker.engine.{name}",)) for name in ("pipeline", "detectors.build")
-    )
-    assert {"worker.engine.confirm", "worker.engine.sampling"} <= detection.modules()
-    assert "worker.engine.sampling" in guards.modules()
-    assert "worker.engine.confirm" not in guards.modules()
+    scan, prompt = (kept.Kind("any", (f"worker.engine.{name}",)) for name in ("pipeline", "detectors.build"))
+    assert {"worker.engine.confirm", "worker.engine.sampling"} <= scan.modules()
+    assert "worker.engine.sampling" in prompt.modules()
+    assert "worker.engine.confirm" not in prompt.modules()
 
 
 def test_scans_are_counted_by_what_they_were_told_of_the_model() -> None:
@@ -80,6 +78,24 @@ def test_scans_are_counted_by_what_they_were_told_of_the_model() -> None:
     assert told["controls"] == 2
     assert told["auroc"]["value"] == 1
     assert told["auroc"]["ci95"][0] < 1, "five scans leave room for doubt"
+
+
+def test_a_guards_newest_figures_stand_beside_those_that_were_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by its engine; what was measured by other prompts is not told among them."""
+    monkeypatch.setattr(kept, "CACHE", tmp_path)
+    published = _results()["per_prompt"]
+    assert guards.measure(published) | {"machine": published["machine"]} == published
+    first = next(iter(guards._rows(published)))
+    again = {**first, "machine": {"at": "2026-01-01"}}
+    guards.KIND.kept("again", lambda: again)
+    guards.KIND.kept("new", lambda: {**again, "model": "new"})
+    guards.KIND.kept("few", lambda: {**again, "model": "few", "prompts": {"fit": 1}})
+    models = guards.measure(published)["ours"]["models"]
+    assert list(models) == [*published["ours"]["models"], "new"]
+    own = guards.KIND.sources_hash()
+    assert [model for model, told in models.items() if told["engine"] == own] == [first["model"], "new"]
 
 
 def test_one_part_is_measured_anew_and_the_others_stay() -> None:
