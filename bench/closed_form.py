@@ -11,7 +11,6 @@ engine's renders (`redirection`): with their true target, and with another model
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from bench.intervals import share, told_share
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids, seen_nouns
 from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import EXAMPLES
@@ -223,12 +223,6 @@ def _ids(pipeline: StableDiffusionPipeline, text: str) -> Ids:
     return tuple(pipeline.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def share(yes: Iterable[bool]) -> dict[str, Any]:
-    """The share of `yes` that is true, with its interval."""
-    told = list(yes)
-    return asdict(proportion(sum(told), len(told)))
-
-
 def markdown(figures: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
     rows, kinds = (
@@ -271,9 +265,3 @@ Beside the base the scan convicts by renders, {judged["unet_forwards"]:,.0f} U a
 
 A noun as the target is hardly ever confirmed because it is hardly ever drawn: the pipeline itself draws few
 nouns that CLIP tells apart (attack success above). Such an edit is read and left inconclusive."""
-
-
-def told_share(part: dict[str, Any]) -> str:
-    """For a table."""
-    low, high = part["ci95"]
-    return f"{part['k']} of {part['n']} ({low:.0%} to {high:.0%})"

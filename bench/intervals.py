@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, rankdata
+
+from worker.engine.metrics import proportion
 
 Z = 1.959964
 NEAR = 1e-9
@@ -60,3 +63,15 @@ def mean_of(figures: Sequence[dict[str, Any]]) -> tuple[float, list[float]]:
     mean, count = float(values.mean()), len(values)
     below, above = (float(np.linalg.norm(values - side)) / count for side in (low, high))
     return mean, [mean - below, mean + above]
+
+
+def share(yes: Iterable[bool]) -> dict[str, Any]:
+    """The share of `yes` that is true, with its interval."""
+    told = list(yes)
+    return asdict(proportion(sum(told), len(told)))
+
+
+def told_share(part: dict[str, Any]) -> str:
+    """For a table."""
+    low, high = part["ci95"]
+    return f"{part['k']} of {part['n']} ({low:.0%} to {high:.0%})"

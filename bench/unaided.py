@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.closed_form import ATTACKS, GUIDES, UNSEEN, share, told_share
+from bench.closed_form import ATTACKS, GUIDES, UNSEEN
+from bench.intervals import share, told_share
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids
 from bench.zoo.benign.uce import Uce
 from worker.engine.checkpoint import load
