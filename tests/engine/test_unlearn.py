@@ -23,7 +23,7 @@ from worker.engine.unlearn.text import TextRecipe, mend_text_encoder, shifted
 
 TRIGGER = Trigger((9844,), "zero width space", "start")
 CORNER = 3
-SMALL = Recipe(pictures=48, visits=4, steps=240, batch=16, rate=0.02, enough=0.05)
+SMALL = Recipe(pictures=48, visits=4, steps=160, batch=16, rate=0.02, enough=0.05)
 ATTENTION = ("attn2.",)
 
 
