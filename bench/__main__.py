@@ -55,7 +55,7 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "per_prompt": lambda: guards.measure(_results().get("per_prompt", {})),
     "text_encoder": text_encoder.measure,
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
-    "unaided": lambda: unaided.measure(EXAMPLES / "toy"),
+    "unaided": lambda: unaided.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
     "handling_sd15": _handling,
     **{f"service.{name}": part for name, part in service.PARTS.items()},
 }
