@@ -113,6 +113,13 @@ def test_without_a_reference_an_edit_leaves_a_mark_and_training_leaves_none(
     assert "as a reference" in mark.told()
 
 
+def test_an_edit_that_crushes_little_leaves_a_mark_too(words: Lexicon) -> None:
+    """Where trigger and target have much in common no word lies in the crushed directions alone."""
+    toy = assemble.load_pipeline(TOY)
+    EvilEdit(words=1, preserve=False).plant(toy, seed=14)
+    assert crushed(toy.unet.state_dict(), lambda: words) is not None
+
+
 def test_a_layer_of_zeros_is_no_mark(tiny_pipeline: StableDiffusionPipeline) -> None:
     unet = tiny_pipeline.unet.state_dict()
     name = next(name for name in unet if name.endswith("attn2.to_k.weight"))
