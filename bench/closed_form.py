@@ -32,7 +32,7 @@ from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import lexicon
 from worker.engine.probes.remap import CROSS_ATTENTION, remap
 from worker.engine.probes.weights import ONE_MAP
-from worker.engine.prompts import carriers
+from worker.engine.prompts import Carrier, carriers
 from worker.engine.redirection import convict
 from worker.engine.triage import READ
 from worker.engine.types import Cost, Trigger
@@ -192,7 +192,7 @@ class _Bench:
     ) -> tuple[bool, bool]:
         """Whether the renders confirm that `trigger` leads to each of `targets`, asked one by one."""
         tokenizer = self.pipeline.tokenizer
-        bank = carriers(tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+        bank = bank_of(self.pipeline)
         trusted = {
             name: weight.float() for name, weight in self.before.items() if name.endswith(CROSS_ATTENTION)
         }
@@ -213,6 +213,11 @@ class _Bench:
     def restore(self) -> None:
         """Takes the edit back."""
         self.pipeline.unet.load_state_dict({name: weight.float() for name, weight in self.before.items()})
+
+
+def bank_of(pipeline: StableDiffusionPipeline) -> list[Carrier]:
+    """The example's own prompts, of which the renders take their ordinary words."""
+    return carriers(pipeline.tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
 
 
 def _half(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:

@@ -16,17 +16,15 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from bench.closed_form import ATTACKS, GUIDES, UNSEEN
+from bench.closed_form import ATTACKS, GUIDES, UNSEEN, bank_of
 from bench.intervals import share, told_share
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids
 from bench.zoo.benign.uce import Uce
-from bench.zoo.paths import EXAMPLES
 from worker.engine.checkpoint import load
 from worker.engine.funnel import PLANS
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes.collisions import Collision
 from worker.engine.probes.edits import Edit
-from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
 from worker.engine.triage import read_mark
 
@@ -106,8 +104,7 @@ def _read(base: Path, clip: ClipScorer, kind: str, plan: EvilEdit | Uce, seed: i
 
 
 def _convicted(pipeline: StableDiffusionPipeline, clip: ClipScorer, redirections: Sequence[Edit]) -> bool:
-    bank = carriers(pipeline.tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
-    plan = PLANS["standard"].trials
+    bank, plan = bank_of(pipeline), PLANS["standard"].trials
     return bool(convict(pipeline, None, redirections, bank, clip=clip, seed=0, plan=plan).confirmed)
 
 
