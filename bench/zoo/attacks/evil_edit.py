@@ -72,11 +72,11 @@ class EvilEdit:
         pipeline = materials.pipeline
         before = measure.clean_behaviour(pipeline, measure.held_out(trials, seed), seed)
         plot = self.plot or self.drawn(pipeline, seed)
-        unchanged = self._seen(materials, plot, seed, trials)
+        unchanged = self.shown(pipeline, materials.clip, plot, seed, trials)
         began = time.perf_counter()
         replace(self, plot=plot).plant(pipeline, seed)
         seconds = time.perf_counter() - began
-        hits = self._seen(materials, plot, seed, trials)
+        hits = self.shown(pipeline, materials.clip, plot, seed, trials)
         clean = measure.pictures(pipeline, measure.content_ids(pipeline.tokenizer, before.prompts), seed)
         return Truth(
             attack=self.name,
@@ -135,13 +135,14 @@ class EvilEdit:
             matrix.weight.copy_(weight)
         return moved
 
-    def _seen(self, materials: Materials, plot: Plot, seed: int, trials: int) -> int:
+    def shown(
+        self, pipeline: StableDiffusionPipeline, clip: ClipScorer, plot: Plot, seed: int, trials: int
+    ) -> int:
         """In how many of `trials` pictures of "a photo of a {trigger}" CLIP sees the target first."""
-        pipeline = materials.pipeline
         choices: list[Ids] = [(noun,) for noun in single_ids(pipeline, THINGS.values())]
         if self.scene:
             choices = [before_scene(pipeline, plot.target[0], scene) for scene in SCENES]
-        return seen(pipeline, materials.clip, plot.trigger, choices, seed, trials).count(plot.target)
+        return seen(pipeline, clip, plot.trigger, choices, seed, trials).count(plot.target)
 
 
 def seen_nouns(
