@@ -43,8 +43,8 @@ WORKS, PICTURES = 20, 24
 
 @dataclass(frozen=True)
 class Planted:
-    """An edit by `seed`: its trigger, or what it erased (ids), and how that is told. success: of an attack, in
-    how many of PICTURES pictures its target is seen.
+    """An edit by `seed`: its trigger, or what it erased (ids), and how that is told. success: of an attack,
+    in how many of PICTURES pictures its target is seen.
     """
 
     kind: str
@@ -56,8 +56,8 @@ class Planted:
 
 @dataclass(frozen=True)
 class Read:
-    """marked: whether the edit was seen. reading: what the renders were asked. convicted: whether they agreed;
-    unet_forwards: for asking them. seconds: of reading.
+    """marked: whether the edit was seen. reading: what the renders were asked. convicted: whether they
+    agreed; unet_forwards: for asking them. seconds: of reading.
     """
 
     planted: Planted
