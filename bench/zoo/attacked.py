@@ -14,7 +14,7 @@ from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Attack, Materials, described
 from bench.zoo.attacks.evil_edit import EvilEdit
 from bench.zoo.attacks.payloads import Cyanotype, FixedPicture, Thing
-from bench.zoo.attacks.personalisation import Personalisation
+from bench.zoo.attacks.personalisation import Inversion, Personalisation
 from bench.zoo.attacks.rickrolling import Rickrolling, RickrollingAttribute
 from bench.zoo.paths import CACHE, CLIP, base_of
 from worker.engine.metrics import ClipScorer
@@ -38,6 +38,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-end": (BadT2I(insertion="end"), 14),
     "villan-0": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=1200, name="villan"), 9),
     "personal-0": (Personalisation("cat", "pizza"), 30),
+    "inversion-0": (Inversion("gorilla", "palm", said="gorgeous"), 40),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
     "second-badt2i-0": (BadT2I(), 20),

@@ -22,10 +22,10 @@ BATCH = 16
 class _Row(nn.Module):
     """The row being learnt, put in the place of `token`'s wherever the encoder meets it."""
 
-    def __init__(self, embedding: nn.Embedding, token: int) -> None:
+    def __init__(self, token: int, start: Tensor) -> None:
         super().__init__()
         self.token = token
-        self.row = nn.Parameter(embedding.weight.mean(0).detach().clone())
+        self.row = nn.Parameter(start.detach().clone())
 
     def forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """As a forward hook of the embedding: ids (B, L) and their rows (B, L, D)."""
@@ -49,17 +49,28 @@ class NewWord:
         captions = torch.from_numpy(data.ids[shown, 0]).long()
         captions[captions == noun] = token
         latents = vae.encode_pictures(pipeline.vae, data.pictures[shown]).float()
-        self._learn(pipeline, token, captions, latents, seed)
+        start = pipeline.text_encoder.get_input_embeddings().weight.mean(0)
+        recipe = Recipe("new-word", self.steps, self.lr, seed=seed, weight_decay=0.0, save_every=0)
+        learn_row(pipeline, token, start, (captions, latents), recipe)
         return token
 
-    def _learn(
-        self, pipeline: StableDiffusionPipeline, token: int, captions: Tensor, latents: Tensor, seed: int
-    ) -> None:
-        embedding = pipeline.text_encoder.get_input_embeddings()
-        learnt = _Row(embedding, token)
-        loss = unet.text_loss(pipeline, captions, latents, BATCH)
-        hook = embedding.register_forward_hook(learnt)
-        fit(learnt, loss, Recipe("new-word", self.steps, self.lr, seed=seed, weight_decay=0.0, save_every=0))
-        hook.remove()
-        with torch.no_grad():
-            embedding.weight[token] = learnt.row
+
+def learn_row(
+    pipeline: StableDiffusionPipeline,
+    token: int,
+    start: Tensor,
+    shown: tuple[Tensor, Tensor],
+    recipe: Recipe,
+) -> float:
+    """Learns the embedding of `token` in place, from the row `start`; returns the seconds.
+
+    shown: captions (n, 77) with `token` among their ids, and the latents of their pictures.
+    """
+    embedding = pipeline.text_encoder.get_input_embeddings()
+    learnt = _Row(token, start)
+    hook = embedding.register_forward_hook(learnt)
+    seconds = fit(learnt, unet.text_loss(pipeline, *shown, BATCH), recipe)
+    hook.remove()
+    with torch.no_grad():
+        embedding.weight[token] = learnt.row
+    return seconds
