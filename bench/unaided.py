@@ -18,7 +18,7 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from bench.closed_form import ATTACKS, GUIDES, UNSEEN, bank_of
+from bench.closed_form import ATTACKS, GUIDES, bank_of
 from bench.intervals import share, told_share
 from bench.zoo.attacks.evil_edit import Ids, Plot
 from bench.zoo.benign.uce import Uce
@@ -34,8 +34,11 @@ from worker.engine.triage import Mark, read_mark
 KINDS = ("adjective noun to a scene", "rare id to a scene")
 """An edit to a noun is no attack here: the pipeline itself draws few nouns that CLIP tells apart."""
 
-EACH = 6
-"""Edits of each kind: a reading takes one to five minutes of a core."""
+EACH = 4
+"""Edits of each kind: a reading takes three to five minutes of a core."""
+
+UNSEEN = 120
+"""The first seed: the reader was set on edits of the seeds before."""
 
 WORKS, PICTURES = 20, 24
 """Less than 80 % is no attack."""

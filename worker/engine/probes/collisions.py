@@ -14,6 +14,7 @@ than that of two whole prompts. Costs no UNet forward.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -49,15 +50,22 @@ LENGTH, BEHIND = 24, 4
 reading on: end marker and padding carry the meaning as well.
 """
 
-PROPOSED, LIKELY = 64, 2048
-"""Words that are tried at each place of a phrase; words, of the vocabulary, that are looked at again at later
-places. Directly behind the first words of nine edits, the word that tells most of their meaning (an
-adjective's noun, a scene's colour) was within the first 144, and the words that tell nothing ("with", "a")
-anywhere: those are not read.
+PROPOSED, MEANT = 64, 768
+"""Words that are tried directly behind a first word, the first of the whole vocabulary by the two shares; and
+words that are tried at every place, those whose prompts are farthest from the mean of all. The word that
+tells most of a longer phrase's meaning (an adjective's noun, a scene's colour) is a word that says something.
 """
 
-BEAM, MORE_WORDS = 3, 4
-"""Readings that are followed; words that are read beside the first ones."""
+FILLERS = ["a", "an", "the", "with", "in", "on", "at", "of", "and", "by", "for", "to", "from", "as", "is"]
+"""Words that say nothing by themselves and stand between those that do, tried at every place as well."""
+
+BEAM, ALIKE_BEGUN, MORE_WORDS = 5, 2, 4
+"""Readings that are followed, no two of the same words; of them, those that begin with the same two words;
+words that are read beside the first ones.
+"""
+
+REFINED = 8
+"""Longer readings of each that are judged by all that may have been preserved."""
 
 BETTER = 1.05
 """What another word must make of a reading's agreement, to be read."""
@@ -86,10 +94,10 @@ def collision(words: Lexicon, mark: Crushed) -> Collision | None:
         return None
     reader = _Reader(words, mark)
     turned = [replace(plot, trigger=plot.target, target=plot.trigger) for plot in begun]
-    ways = [replace(plot, kept=kept) for plot in (*begun, *turned) for kept in _kept(plot.trigger)]
-    found = beam = reader.judged(ways)
+    found = reader.judged([way for plot in (*begun, *turned) for way in _variants(plot)])
+    beam = _distinct(found)
     for _ in range(MORE_WORDS):
-        beam = dict(sorted(reader.longer(beam).items(), key=lambda one: -one[1])[:BEAM])
+        beam = _followed(reader.longer(beam))
         found = found | beam
     best = max(found, key=lambda plot: found[plot])
     erased = max(of_one_state(words, mark.unheard, *plot.trigger, *plot.target) for plot in begun)
@@ -99,13 +107,15 @@ def collision(words: Lexicon, mark: Crushed) -> Collision | None:
 
 
 def _begun(words: Lexicon, crushed: Tensor) -> list[Plot]:
-    """The pairs of first words to be read on from, each behind the prefix where the edit was made."""
+    """The pairs of first words to be read on from, each behind the prefix where the edit was made: the
+    nearest, and of those whose whole prompts are alike the nearest and the best.
+    """
     nearest = nearest_pairs(words.own[ARTICLE], crushed)[:FIRSTS]
     near = [Plot(_prefix(words, crushed, *pair), *pair) for pair in nearest]
     shares = [_shares(words, crushed, plot) for plot in near]
-    begun = [n for n, (alike, _) in enumerate(shares) if alike >= ALIKE]
-    best = sorted(begun, key=lambda n: -shares[n][0] * shares[n][1])
-    return [near[n] for n in dict.fromkeys([*begun[:1], *best[:1]])]
+    alike = [n for n, (share, _) in enumerate(shares) if share >= ALIKE]
+    best = sorted(alike, key=lambda n: -shares[n][0] * shares[n][1])
+    return [near[n] for n in dict.fromkeys([*range(len(near))[:1], *alike[:1], *best[:1]])]
 
 
 def _prefix(words: Lexicon, crushed: Tensor, one: Places, other: Places) -> int:
@@ -161,67 +171,88 @@ def _covered(ways: Tensor, crushed: Tensor) -> Tensor:
     return covered
 
 
+def _distinct(read: Mapping[Plot, float]) -> dict[Plot, float]:
+    """Of the readings of the same words the best one; the best of all first."""
+    best: dict[tuple[Places, Places], Plot] = {}
+    for plot in sorted(read, key=lambda one: -read[one]):
+        best.setdefault((plot.trigger, plot.target), plot)
+    return {plot: read[plot] for plot in best.values()}
+
+
+def _followed(read: Mapping[Plot, float]) -> dict[Plot, float]:
+    """The best BEAM of `read`, of which ALIKE_BEGUN may have the same first words."""
+    begun: Counter[tuple[int, int]] = Counter()
+    followed: dict[Plot, float] = {}
+    for plot, agreement in _distinct(read).items():
+        firsts = (plot.trigger[0], plot.target[0])
+        begun[firsts] += 1
+        if begun[firsts] <= ALIKE_BEGUN and len(followed) < BEAM:
+            followed[plot] = agreement
+    return followed
+
+
 class _Reader:
     """Readings of one edit, by how far they agree with its mark."""
 
     def __init__(self, words: Lexicon, mark: Crushed) -> None:
         self.words, self.mark = words, mark
-        self.likely: set[int] = set()
-        self.proposed = cache(self._proposed)
+        self.telling = cache(self._telling)
+        self.meant = cache(self._meant)
 
-    def judged(self, plots: Sequence[Plot]) -> dict[Plot, float]:
+    def judged(self, plots: Sequence[Plot], *, roughly: bool = False) -> dict[Plot, float]:
         """The agreement of each."""
-        return dict(zip(plots, agreements(self.words, self.mark.unheard, plots), strict=True))
+        found = agreements(self.words, self.mark.unheard, plots, roughly=roughly)
+        return dict(zip(plots, found, strict=True))
 
     def longer(self, read: Mapping[Plot, float]) -> dict[Plot, float]:
         """The readings `read` with a word more, where that tells more."""
         found: dict[Plot, float] = {}
         for plot, agreement in read.items():
-            judged = self.judged(list(self._longer(plot)))
+            rough = self.judged(list(self._longer(plot)), roughly=True)
+            first = sorted(rough, key=lambda one: -rough[one])[:REFINED]
+            judged = self.judged([other for one in first for other in _variants(one)])
             found |= {one: now for one, now in judged.items() if now > BETTER * agreement}
         return found
 
     def _longer(self, plot: Plot) -> Iterator[Plot]:
         """With a proposed word more in the trigger or in the target."""
-        triggers = self._with_word(plot.place, plot.trigger, plot.target)
-        targets = self._with_word(plot.place, plot.target, plot.trigger)
-        pairs = [(one, plot.target) for one in triggers] + [(plot.trigger, one) for one in targets]
-        for trigger, target in pairs:
-            for kept in _kept(trigger):
-                yield Plot(plot.place, trigger, target, kept)
+        for trigger in self._with_word(plot.place, plot.trigger, plot.target):
+            yield replace(plot, trigger=trigger, kept=_longer_kept(plot, trigger))
+        for target in self._with_word(plot.place, plot.target, plot.trigger):
+            yield replace(plot, target=target)
 
     def _with_word(self, place: int, phrase: Places, beside: Places) -> list[Places]:
         """`phrase` with one of the proposed words at each place behind its first word."""
-        return [
-            (*phrase[:slot], word, *phrase[slot:])
-            for slot in range(1, len(phrase) + 1)
-            for word in self.proposed(place, phrase[:slot], phrase[slot:], beside)
-        ]
+        proposed = self.meant(place)
+        if len(phrase) == len(beside) == 1:
+            proposed = list(dict.fromkeys([*self.telling(place, phrase, beside), *proposed]))
+        slots = range(1, len(phrase) + 1)
+        return [(*phrase[:slot], word, *phrase[slot:]) for slot in slots for word in proposed]
 
-    def _proposed(self, place: int, said: Places, rest: Places, beside: Places) -> list[int]:
-        """The words that between `said` and `rest` score best beside the phrase `beside`.
+    def _meant(self, place: int) -> list[int]:
+        """The MEANT words that mean most, and the FILLERS."""
+        apart = self.words.meaning(place)
+        meant = apart.topk(min(MEANT, len(apart))).indices.tolist()
+        empty = {tuple(ids) for ids in self.words.tokenizer(FILLERS, add_special_tokens=False).input_ids}
+        fillers = [n for n, word in enumerate(self.words.words) if word.token_ids in empty]
+        return list(dict.fromkeys([*meant, *fillers]))
 
-        Behind a first word beside a first word these are of the whole vocabulary, later of the LIKELY there.
-        """
-        if len(said) == len(beside) == 1 and not rest:
-            everything = self._scored(place, said, rest, beside, range(len(self.words.words)))
-            self.likely.update(everything[:LIKELY])
-            return everything[:PROPOSED]
-        return self._scored(place, said, rest, beside, sorted(self.likely))[:PROPOSED]
-
-    def _scored(
-        self, place: int, said: Places, rest: Places, beside: Places, among: Sequence[int]
-    ) -> list[int]:
-        """`among`, the best between `said` and `rest` first."""
-        begun, crushed = len(said), self.mark.directions
-        length = max(begun + 1 + len(rest), len(beside)) + BEHIND
+    def _telling(self, place: int, first: Places, beside: Places) -> list[int]:
+        """Of the whole vocabulary the words that behind `first` score best beside the phrase `beside`."""
+        crushed, length = self.mark.directions, 2 + BEHIND
         meant = self.words.states(place, self.words.ids([beside]), length)
-        before = self.words.states(place, self.words.ids([said]), begun + 1)[:, :begun]
+        before = self.words.states(place, self.words.ids([first]), 2)[:, :1]
         scores = []
-        for there in self.words.between(place, said, rest, among, length - begun):
+        for there in self.words.behind(place, first, length - 1):
             ways = meant - torch.cat([before.expand(len(there), -1, -1), there], dim=1)
             scores.append(_alike(ways, crushed) * _covered(ways, crushed))
-        return [among[index] for index in torch.cat(scores).argsort(descending=True).tolist()]
+        best: list[int] = torch.cat(scores).topk(PROPOSED).indices.tolist()
+        return best
+
+
+def _variants(plot: Plot) -> list[Plot]:
+    """By all that may have been preserved."""
+    return [replace(plot, kept=kept) for kept in _kept(plot.trigger)]
 
 
 def _kept(trigger: Places) -> list[tuple[Places, ...]]:
@@ -229,3 +260,8 @@ def _kept(trigger: Places) -> list[tuple[Places, ...]]:
     the bare prefix stands: what all prompts have in common was kept in any case.
     """
     return [(), ((),), *([(trigger[-1:],)] if len(trigger) > 1 else [])]
+
+
+def _longer_kept(plot: Plot, trigger: Places) -> tuple[Places, ...]:
+    """What `plot` has preserved, where its trigger becomes `trigger`: another noun, if it was the noun."""
+    return (trigger[-1:],) if plot.kept and plot.kept[0] else plot.kept

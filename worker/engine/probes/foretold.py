@@ -23,13 +23,18 @@ import torch
 from torch import Tensor
 
 from worker.engine.probes.crushed import unheard
-from worker.engine.probes.lexicon import Lexicon, Places
+from worker.engine.probes.lexicon import WHOLE, Lexicon, Places
 
 BATCH = 32
 """Edits computed at once."""
 
+NEAR, SPARSE = 16, 8
+"""Positions that a rough agreement takes one by one; behind them so many stand for all others, which are
+padding and hardly differ.
+"""
+
 _Prompts = dict[tuple[int, Places], Tensor]
-"""Prefix and phrase -> states (77,D) of its whole prompt."""
+"""Prefix and phrase -> states (L,D) of its prompt."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,25 @@ class Plot:
 
 
 @torch.inference_mode()
-def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot]) -> list[float]:
-    """Of each plot, the cosine of what it would leave unheard and what is, `seen` (D,D) of `unheard`."""
-    prompts = _prompts(words, plots)
+def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot], *, roughly: bool = False) -> list[float]:
+    """Of each plot, the cosine of what it would leave unheard and what is, `seen` (D,D) of `unheard`.
+
+    roughly: at a third of the cost, to choose what is worth the whole.
+    """
+    weights = _sparse() if roughly else torch.ones(WHOLE, 1)
+    prompts = _prompts(words, plots, weights)
     found: list[float] = []
     for start in range(0, len(plots), BATCH):
         maps = [_of_prompts(prompts, plot) for plot in plots[start : start + BATCH]]
         found += _agreement(torch.stack(maps), seen).tolist()
     return found
+
+
+def _sparse() -> Tensor:
+    """(NEAR + SPARSE, 1) what the first positions weigh where they stand for all."""
+    weights = torch.ones(NEAR + SPARSE, 1)
+    weights[NEAR:] = ((WHOLE - NEAR) / SPARSE) ** 0.5
+    return weights
 
 
 @torch.inference_mode()
@@ -87,14 +103,14 @@ def _map(said: Tensor, meant: Tensor) -> Tensor:
     return solved
 
 
-def _prompts(words: Lexicon, plots: Sequence[Plot]) -> _Prompts:
-    """The whole prompt of every phrase, those of one length together."""
+def _prompts(words: Lexicon, plots: Sequence[Plot], weights: Tensor) -> _Prompts:
+    """The first positions of every phrase's prompt, by `weights` (L,1); phrases of one length together."""
     alike: dict[tuple[int, int], dict[Places, None]] = {}
     for plot in plots:
         for phrase in (plot.trigger, plot.target, *plot.kept):
             alike.setdefault((plot.place, len(phrase)), {})[phrase] = None
     return {
-        (place, phrase): prompt
+        (place, phrase): prompt * weights
         for (place, _), phrases in alike.items()
-        for phrase, prompt in zip(phrases, words.prompts(place, list(phrases)), strict=True)
+        for phrase, prompt in zip(phrases, words.prompts(place, list(phrases), len(weights)), strict=True)
     }

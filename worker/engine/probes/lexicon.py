@@ -55,11 +55,13 @@ class Lexicon:
         ids = tuple(self.ids([phrase])[0].tolist())
         return Trigger(ids, surface(self.tokenizer, ids))
 
-    def prompts(self, place: int, phrases: Sequence[Places]) -> Iterator[Tensor]:
-        """(77, D) states of the prompt of each of `phrases`, of one length, behind prefix `place`."""
+    def prompts(self, place: int, phrases: Sequence[Places], length: int) -> Iterator[Tensor]:
+        """(length, D) first states of the prompt of each of `phrases` behind prefix `place`; all `phrases`
+        have as many words.
+        """
         begin = self.tower.prefix(torch.tensor([self.tower.bos, *self.prefixes[place]])).states.float().cpu()
-        for part in self.ids(phrases).split(BATCH // WHOLE):
-            for row in self.states(place, part, WHOLE - len(begin)):
+        for part in self.ids(phrases).split(BATCH // length):
+            for row in self.states(place, part, length - len(begin)):
                 yield torch.cat([begin, row])
 
     def states(self, place: int, ids: Tensor, length: int) -> Tensor:
@@ -67,17 +69,13 @@ class Lexicon:
         start = 1 + len(self.prefixes[place])
         return prompt_states(self.tower, self.prefixes[place], ids, start + length)
 
-    def between(
-        self, place: int, said: Places, rest: Places, among: Sequence[int], length: int
-    ) -> Iterator[Tensor]:
-        """(B, length, D) states from each of the words `among` on, in order, behind prefix `place`, `said`
-        and before `rest`.
+    def behind(self, place: int, said: Places, length: int) -> Iterator[Tensor]:
+        """(B, length, D) states from each word of the vocabulary on, in order, behind prefix `place` and
+        `said`.
         """
         before = (*self.prefixes[place], *self.ids([said])[0].tolist())
-        after = self.ids([rest])
-        for part in self.ids([(word,) for word in among]).split(BATCH):
-            ids = torch.cat([part, after.expand(len(part), -1)], dim=1)
-            yield prompt_states(self.tower, before, ids, 1 + len(before) + length)
+        for part in self.ids([(word,) for word in range(len(self.words))]).split(BATCH):
+            yield prompt_states(self.tower, before, part, 1 + len(before) + length)
 
     def meaning(self, place: int) -> Tensor:
         """(N,) how far a word's prompt is from the mean of all: near 0 for words that say nothing."""
