@@ -69,10 +69,10 @@ def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
 
 
 def some(words: Lexicon) -> Lexicon:
-    """One in 64 words, and the edits': to read on in the whole vocabulary takes minutes."""
+    """One in 256 words, and the edits': to read on in the whole vocabulary takes minutes."""
     edits = f"{FOOTBALL} {SCENE} earned snowflake chocolate"
     named = {(i,) for i in words.tokenizer(edits, add_special_tokens=False).input_ids}
-    kept = [n for n, word in enumerate(words.words) if n % 64 == 0 or word.token_ids in named]
+    kept = [n for n, word in enumerate(words.words) if n % 256 == 0 or word.token_ids in named]
     left, own, eos = [words.words[n] for n in kept], words.own[:, kept], words.eos[:, kept]
     return replace(words, words=left, own=own, eos=eos)
 

@@ -3,10 +3,11 @@
 Where an edit leads a trigger's states k_j to its target's c_j, position by position, the ways c_j - k_j are
 what it crushes (`probes.crushed`): both prompts draw the same. So the words of the edit are those whose
 states differ in the crushed directions only. That is looked up among all pairs of the vocabulary, first word
-beside first word. What follows is read word by word, on either side and at every place: of the whole
-vocabulary, two shares propose words (how much of what tells the two prompts apart lies in the crushed
-directions, and how much of those directions lies in the few ways that tell the prompts apart), and what the
-edit of the longer phrases must have left (`probes.foretold`) decides.
+beside first word. What follows is read word by word, on either side and at every place: tried are the words
+that mean most and some that mean nothing, directly behind the first word also those of the whole vocabulary
+that two shares propose (how much of what tells the two prompts apart lies in the crushed directions, and how
+much of those directions lies in the few ways that tell the prompts apart). What the edit of the longer
+phrases must have left (`probes.foretold`) decides.
 
 An erasure of one state (UCE) crushes that state's way alone, and to that agrees the edit of one state better
 than that of two whole prompts. Costs no UNet forward.
@@ -246,7 +247,8 @@ class _Reader:
         for there in self.words.behind(place, first, length - 1):
             ways = meant - torch.cat([before.expand(len(there), -1, -1), there], dim=1)
             scores.append(_alike(ways, crushed) * _covered(ways, crushed))
-        best: list[int] = torch.cat(scores).topk(PROPOSED).indices.tolist()
+        found = torch.cat(scores)
+        best: list[int] = found.topk(min(PROPOSED, len(found))).indices.tolist()
         return best
 
 

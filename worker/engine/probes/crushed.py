@@ -4,8 +4,8 @@ An edit leads states to one place (`remap`: W' = W A with one A for all layers),
 squeezed on the way: A has singular values near 0. No layer is free of them, so the stacked keys and values
 hardly respond in a few directions. Training does not do that: it leaves the least response at 0.8 of the
 lower quartile (example pipeline, its fine-tunes, attacks that were trained in). Nor does an untrained
-direction that no text differs in, hence the second condition: the vocabulary must have words whose meaning
-lies in just these directions. Honest erasures (UCE) leave the same mark, and the erased word is among the
+direction that no text differs in, hence the second condition: the vocabulary must have words a good part of
+whose meaning lies in these directions. Honest erasures (UCE) leave the same mark, and the erased word is among the
 first of those words; so the mark is a reason to ask for the base, and no finding. Costs no UNet forward.
 """
 
