@@ -5,8 +5,9 @@ squeezed on the way: A has singular values near 0. No layer is free of them, so 
 hardly respond in a few directions. Training does not do that: it leaves the least response at 0.8 of the
 lower quartile (example pipeline, its fine-tunes, attacks that were trained in). Nor does an untrained
 direction that no text differs in, hence the second condition: the vocabulary must have words a good part of
-whose meaning lies in these directions. Honest erasures (UCE) leave the same mark, and the erased word is among the
-first of those words; so the mark is a reason to ask for the base, and no finding. Costs no UNet forward.
+whose meaning lies in these directions. Honest erasures (UCE) leave the same mark, and the erased word is
+among the first of those words; so the mark is a reason to ask for the base, and no finding. Costs no UNet
+forward.
 """
 
 from __future__ import annotations
