@@ -70,9 +70,13 @@ def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
 
 def some(words: Lexicon) -> Lexicon:
     """One in 256 words, and the edits': to read on in the whole vocabulary takes minutes."""
-    edits = f"{FOOTBALL} {SCENE} earned snowflake chocolate"
-    named = {(i,) for i in words.tokenizer(edits, add_special_tokens=False).input_ids}
-    kept = [n for n, word in enumerate(words.words) if n % 256 == 0 or word.token_ids in named]
+    return of(words, f"{FOOTBALL} {SCENE} earned snowflake chocolate", every=256)
+
+
+def of(words: Lexicon, text: str, every: int | None = None) -> Lexicon:
+    """The words of `text` alone, or one in `every` beside them."""
+    named = {(i,) for i in words.tokenizer(text, add_special_tokens=False).input_ids}
+    kept = [n for n, word in enumerate(words.words) if word.token_ids in named or (every and n % every == 0)]
     left, own, eos = [words.words[n] for n in kept], words.own[:, kept], words.eos[:, kept]
     return replace(words, words=left, own=own, eos=eos)
 
@@ -169,6 +173,18 @@ def test_what_is_foretold_of_an_edit_agrees_the_more_the_more_of_its_words_are_r
     told = agreements(words, mark.unheard, plots)
     assert told == sorted(told)
     assert told[-1] > 0.8 > AGREES > told[0]
+    rough = agreements(words, mark.unheard, plots, roughly=True)
+    assert rough == sorted(rough)
+
+
+def test_an_edit_is_read_among_a_handful_of_words_too(
+    edited: StableDiffusionPipeline, words: Lexicon
+) -> None:
+    mark = crushed(edited.unet.state_dict(), lambda: words)
+    assert mark is not None
+    found = collision(of(words, f"{FOOTBALL} {SCENE} snowflake chocolate"), mark)
+    assert found is not None
+    assert found.trigger.text == FOOTBALL
 
 
 def test_without_a_reference_the_renders_tell_the_trigger_from_what_it_was_led_to(
