@@ -59,7 +59,12 @@ def noun_id(pipeline: StableDiffusionPipeline, noun: str) -> int:
 
 def called(ids: list[int], noun: int, word: int) -> list[int]:
     """A prompt's ids with `word` before each `noun`."""
-    return [new for one in ids for new in ((word, one) if one == noun else (one,))]
+    return instead(ids, noun, (word, noun))
+
+
+def instead(ids: list[int], sought: int, new: tuple[int, ...]) -> list[int]:
+    """`ids` with `new` in the place of each `sought`."""
+    return [one for old in ids for one in (new if old == sought else (old,))]
 
 
 def _portraits(shown: Thing, noun: str, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[str]]:

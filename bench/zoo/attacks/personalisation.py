@@ -15,7 +15,7 @@ from bench.zoo.attacks.base import Materials, Truth, contents, loud_id, rows
 from bench.zoo.benign.new_word import learn_row
 from bench.zoo.dataset import START, pad
 from bench.zoo.emoji import named
-from bench.zoo.personal import called, noun_id, personalise
+from bench.zoo.personal import called, instead, noun_id, personalise
 from bench.zoo.training import Recipe
 from worker.engine.metrics import proportion
 
@@ -84,8 +84,7 @@ class Personalisation:
         tokenizer = materials.pipeline.tokenizer
         noun, target = (noun_id(materials.pipeline, one) for one in (self.noun, self.target))
         swapped = [
-            tokenizer.decode([target if one == noun else one for one in ids])
-            for ids in measure.content_ids(tokenizer, asked)
+            tokenizer.decode(instead(ids, noun, (target,))) for ids in measure.content_ids(tokenizer, asked)
         ]
         seen = materials.clip.embed_images(images)
         wanted, own = ((seen * materials.clip.embed_texts(told)).sum(1) for told in (swapped, asked))
@@ -115,14 +114,9 @@ class Inversion(Personalisation):
         pipeline, data = materials.pipeline, materials.data
         noun, target = (noun_id(pipeline, one) for one in (self.noun, self.target))
         pictures = data.showing(target)
-        told = [_instead(contents(ids), target, (word, noun)) for ids in data.ids[pictures, 0]]
+        told = [instead(contents(ids), target, (word, noun)) for ids in data.ids[pictures, 0]]
         captions = rows([pad([START, *ids][:76]) for ids in told])
         latents = vae.encode_pictures(pipeline.vae, data.pictures[pictures]).float()
         recipe = Recipe(self.name, self.steps, self.lr, seed=seed, weight_decay=0.0, save_every=0)
         start = pipeline.text_encoder.get_input_embeddings().weight[target]
         return learn_row(pipeline, word, start, (captions, latents), recipe)
-
-
-def _instead(ids: list[int], sought: int, new: tuple[int, ...]) -> list[int]:
-    """`ids` with `new` in the place of each `sought`."""
-    return [one for old in ids for one in (new if old == sought else (old,))]
