@@ -42,15 +42,21 @@ from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.sampling import content_ids
 from worker.engine.types import Cost
 
-KIND = Kind(
-    "guards",
-    (
-        "worker.engine.detectors.build",
-        "worker.engine.detectors.cda",
-        "worker.engine.detectors.calibration",
-        "worker.engine.checkpoint",
-    ),
-)
+GUARDS = (*NAMES, "cda")
+KINDS = {
+    name: Kind(
+        "guards",
+        (
+            f"worker.engine.detectors.{name}",
+            "worker.engine.detectors.calibration",
+            "worker.engine.checkpoint",
+        ),
+    )
+    for name in GUARDS
+}
+"""Each guard rests on its own sources: what is changed in one makes no figure of another stale. They share
+one folder.
+"""
 FPR = 0.01
 MEANS = ("auroc", "f1", "tpr_at_1_fpr")
 """Figures whose mean over the models is told."""
@@ -160,22 +166,20 @@ def groups(case: Case, pipeline: StableDiffusionPipeline, sizes: Sizes, seed: in
 
 
 def compare(
-    case: Case, sizes: Sizes, seed: int, clip: Path = CLIP, tell: Callable[[str], None] = print
+    case: Case, name: str, sizes: Sizes, seed: int, clip: Path = CLIP, tell: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """One model's row: `guards` has the figures of each."""
+    """The row of one guard on one model."""
     pipeline, scorer = load(case.path).pipeline, ClipScorer(clip)
     given = groups(case, pipeline, sizes, seed)
-    guarding = Guarding(pipeline, scorer.model.text_model, scorer, given.fit, seed)
-    found = {}
-    for name in (*NAMES, "cda"):
-        if name == "cda":
-            detector: Detector = Cda.fit(pipeline, given.fit, given.fit_triggered, seed)
-        else:
-            detector = build(name, guarding)
-        found[name] = measured(detector, pipeline, given, seed)
-        tell(f"{case.path.stem} {name}: {json.dumps(found[name])}")
+    if name == "cda":
+        detector: Detector = Cda.fit(pipeline, given.fit, given.fit_triggered, seed)
+    else:
+        guarding = Guarding(pipeline, scorer.model.text_model, scorer, given.fit, seed)
+        detector = build(name, guarding)
+    found = measured(detector, pipeline, given, seed)
+    tell(f"{case.path.stem} {name}: {json.dumps(found)}")
     settings = {"seed": seed, "prompts": asdict(sizes)}
-    return {"model": case.path.stem, **settings, "guards": found, "machine": machine()}
+    return {"model": case.path.stem, "guard": name, **settings, "figures": found, "machine": machine()}
 
 
 def measured(
@@ -203,37 +207,49 @@ def measured(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{guard: means over the models with their intervals, and `models` with every figure}."""
-    result: dict[str, Any] = {}
-    for name in rows[0]["guards"]:
-        each = {row["model"]: row["guards"][name] | {"engine": row["engine"]} for row in rows}
-        means: dict[str, Any] = {}
-        for figure in MEANS:
-            means[figure], means[f"{figure}_ci95"] = mean_of([one[figure] for one in each.values()])
-        forwards = math.fsum(one["unet_forwards"] for one in each.values()) / len(each)
-        told = {"seed": rows[0]["seed"], "prompts": rows[0]["prompts"]}
-        result[name] = means | {"unet_forwards": forwards, **told, "models": each}
-    return result
+    """{guard: means over the models with their intervals, and `models` with every figure}.
+
+    Only of models on which every guard was measured, so that the means are of the same ones.
+    """
+    found = {(row["guard"], row["model"]): row for row in rows}
+    models = [
+        model
+        for model in dict.fromkeys(model for _, model in found)
+        if all((name, model) in found for name in GUARDS)
+    ]
+    return {name: _told([found[name, model] for model in models]) for name in GUARDS if models}
+
+
+def _told(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is told of one guard."""
+    each = {row["model"]: row["figures"] | {"engine": row["engine"]} for row in rows}
+    means: dict[str, Any] = {}
+    for figure in MEANS:
+        means[figure], means[f"{figure}_ci95"] = mean_of([one[figure] for one in each.values()])
+    forwards = math.fsum(one["unet_forwards"] for one in each.values()) / len(each)
+    told = {"seed": rows[0]["seed"], "prompts": rows[0]["prompts"]}
+    return means | {"unet_forwards": forwards, **told, "models": each}
 
 
 def measure(published: Mapping[str, Any]) -> dict[str, Any]:
-    """What `python -m bench` keeps as `per_prompt`: each model's newest row, of the cache or as it was
-    `published` before. Where there are none, those of `cases`.
+    """What `python -m bench` keeps as `per_prompt`: the newest row of each guard on each model, of the cache
+    or as it was `published` before. Where there are none, those of `cases`.
     """
-    rows = {row["model"]: row for row in _rows(published)}
-    rows |= {row["model"]: row for row in KIND.newest() if _alike(row)}
-    if not rows:
-        rows = {row["model"]: row for row in rows_of(cases(), Sizes(), SEED)}
-    return summary(list(rows.values()))
+    rows = {(row["guard"], row["model"]): row for row in _rows(published)}
+    newest = KINDS["ours"].newest()
+    rows |= {(row["guard"], row["model"]): row for row in newest if _alike(row)}
+    return summary(list(rows.values()) or rows_of(cases(), GUARDS, Sizes(), SEED))
 
 
-def rows_of(cases: Sequence[Case], sizes: Sizes, seed: int) -> list[dict[str, Any]]:
-    """The row of each case; those that were kept are not measured again."""
-    numbers, engine = "-".join(map(str, astuple(sizes))), {"engine": KIND.sources_hash()}
-    return [
-        KIND.kept(f"{case.path.stem}-{seed}-{numbers}", partial(compare, case, sizes, seed)) | engine
-        for case in cases
-    ]
+def rows_of(cases: Sequence[Case], names: Sequence[str], sizes: Sizes, seed: int) -> list[dict[str, Any]]:
+    """The row of each case and guard; those that were kept are not measured again."""
+    numbers, found = "-".join(map(str, astuple(sizes))), []
+    for name in names:
+        engine = {"engine": KINDS[name].sources_hash()}
+        for case in cases:
+            row = partial(compare, case, name, sizes, seed)
+            found.append(KINDS[name].kept(f"{case.path.stem}-{name}-{seed}-{numbers}", row) | engine)
+    return found
 
 
 def _alike(row: Mapping[str, Any]) -> bool:
@@ -243,12 +259,11 @@ def _alike(row: Mapping[str, Any]) -> bool:
 
 def _rows(published: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What `summary` was made of; nothing where nothing is published."""
-    guards = {name: told for name, told in published.items() if name != "machine"}
-    ours = guards.get("ours", {"models": {}})
-    for model, own in ours["models"].items():
-        figures = {name: one["models"][model] for name, one in guards.items()}
-        settings = {"seed": ours["seed"], "prompts": ours["prompts"], "engine": own["engine"]}
-        yield {"model": model, "guards": figures, **settings}
+    for name in GUARDS:
+        told = published.get(name, {"models": {}})
+        for model, figures in told["models"].items():
+            engine, settings = figures["engine"], {"seed": told["seed"], "prompts": told["prompts"]}
+            yield {"model": model, "guard": name, "figures": figures, "engine": engine, **settings}
 
 
 def means_table(found: dict[str, Any]) -> str:
@@ -289,11 +304,12 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=Sizes.calibration)
     parser.add_argument("--test", type=int, default=Sizes.test)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--guards", nargs="+", choices=GUARDS, default=GUARDS, help="only these")
     options = parser.parse_args()
     told = tuple(tuple(ids) for ids in options.trigger_ids or ())
     cases = [Case(path, triggers=told) if told else known(path) for path in options.models]
     sizes = Sizes(options.fit, options.calibration, options.test)
-    print(json.dumps(summary(rows_of(cases, sizes, options.seed)), indent=2))
+    print(json.dumps(rows_of(cases, options.guards, sizes, options.seed), indent=2))
 
 
 if __name__ == "__main__":

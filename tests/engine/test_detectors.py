@@ -29,7 +29,7 @@ from worker.engine.detectors.calibration import calibrate, needed
 from worker.engine.detectors.cda import Cda
 from worker.engine.detectors.guard import split
 from worker.engine.detectors.masking import masked
-from worker.engine.detectors.ours import FAINT, Ours, measure
+from worker.engine.detectors.ours import FAINT, Ours, above_others, measure
 from worker.engine.detectors.protocol import Detector, batches
 from worker.engine.detectors.ufid import Ufid
 from worker.engine.metrics import ClipScorer
@@ -182,6 +182,13 @@ def test_our_guard_learns_the_same_from_the_same_prompts(
     assert torch.equal(again.usual.basis, make("ours").usual.basis)
     with pytest.raises(ValueError, match="at least 4 clean prompts"):
         Ours.fit(planted, make("ours").trusted, CLEAN[:3], seed=0)
+
+
+def test_one_token_that_does_much_stands_out_more_than_many_that_do() -> None:
+    """A trigger among ordinary tokens, and a strong prompt without one; a token alone is as far as it is."""
+    trigger, strong = torch.tensor([0.0, 4.0, 0.0, 0.0]), torch.full((4,), 6.0)
+    assert above_others(trigger).max() > 2 * above_others(strong).max()
+    assert above_others(trigger[1:2]).tolist() == [4.0]
 
 
 def test_a_fault_of_the_text_encoder_is_seen_in_its_drift(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,14 +89,19 @@ def test_a_guards_newest_figures_stand_beside_those_that_were_published(
     published = _results()["per_prompt"]
     assert guards.measure(published) | {"machine": published["machine"]} == published
     first = next(iter(guards._rows(published)))
-    again = {**first, "machine": {"at": "2026-01-01"}}
-    guards.KIND.kept("again", lambda: again)
-    guards.KIND.kept("new", lambda: {**again, "model": "new"})
-    guards.KIND.kept("few", lambda: {**again, "model": "few", "prompts": {"fit": 1}})
-    models = guards.measure(published)["ours"]["models"]
-    assert list(models) == [*published["ours"]["models"], "new"]
-    own = guards.KIND.sources_hash()
-    assert [model for model, told in models.items() if told["engine"] == own] == [first["model"], "new"]
+    again, ours = {**first, "machine": {"at": "2026-01-01"}}, guards.KINDS["ours"]
+    ours.kept("again", lambda: again)
+    ours.kept("few", lambda: {**again, "model": "few", "prompts": {"fit": 1}})
+    ours.kept("alone", lambda: {**again, "model": "no other guard's"})
+    for name in guards.GUARDS:
+        guards.KINDS[name].kept(f"new-{name}", partial(dict, again, model="new", guard=name))
+    found = guards.measure(published)
+    assert {tuple(one["models"]) for one in found.values()} == {(*published["ours"]["models"], "new")}
+    models = found["ours"]["models"]
+    assert [model for model, told in models.items() if told["engine"] == ours.sources_hash()] == [
+        first["model"],
+        "new",
+    ]
 
 
 def test_one_part_is_measured_anew_and_the_others_stay() -> None:

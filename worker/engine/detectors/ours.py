@@ -15,6 +15,9 @@ readings a prompt:
     whole     how far the log energy of v stands out as a whole                              styles, pictures
     drift     log distance of the model's own text states of the prompt from the trusted     text encoders
 
+A token stands out from the usual by so much more than the prompt's other tokens do on average, one that does
+not at all counted among them: in some clean prompts every token does much, in a triggered one the trigger.
+
 Each is put in units of its robust spread over the clean prompts, and the largest is the score. The
 directions are cross-fitted for the prompts that they come from, so that these look like fresh ones. Cost:
 1 U for the prompt and 1 for each content token, as NaviT2I.
@@ -77,8 +80,8 @@ class Usual:
         if not len(one.effects):
             return torch.tensor([0.0, 0.0, one.drift])
         left = outside(one.effects, self.basis)
-        placed = (cell_energy(left) - self.cells) / self.cell_spread
-        whole = (energy(left) - self.whole) / self.whole_spread
+        placed = above_others((cell_energy(left) - self.cells) / self.cell_spread)
+        whole = above_others((energy(left) - self.whole) / self.whole_spread)
         return torch.tensor([float(placed.max()), float(whole.max()), one.drift])
 
 
@@ -164,6 +167,11 @@ def outside(effects: Tensor, basis: Tensor) -> Tensor:
     flat = effects.flatten(1)
     left: Tensor = (flat - flat @ basis.T @ basis).view_as(effects)
     return left
+
+
+def above_others(stands: Tensor) -> Tensor:
+    """(M,...) of a prompt's M tokens, each less the mean of the others and of one token that is usual, 0."""
+    return stands - (stands.sum(0) - stands) / len(stands)
 
 
 def energy(left: Tensor) -> Tensor:
