@@ -5,8 +5,8 @@
 A checkpoint with a `.truth.json` beside it is attacked, one without is a control. Each scan is kept as one
 JSON file in the cache, in a folder of the engine's own sources' hash, and is not repeated, so that a long run
 can be interrupted. What is counted is each model's newest scan, by whichever engine, or where the cache has
-none, the one that results.json tells of. The scan is given the
-suspect, carrier prompts of its world, and a CLIP; with `--reference` also the clean base.
+none, the one that results.json tells of. The scan is given the suspect, and carrier prompts and a CLIP of its
+`--world`; with `--reference` also the clean base.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from bench.intervals import auroc
 from bench.kept import Kind
 from bench.machine import machine
+from bench.zoo.foreign import FOREIGN
 from bench.zoo.paths import CLIP, EXAMPLES
 from worker.engine.metrics import proportion
 from worker.engine.report import Report
@@ -45,6 +46,7 @@ VERDICTS = ("pass", "inconclusive", "fail")
 GROUPS = {
     "without_reference": "Without a reference",
     "with_reference": "With the clean base as the reference",
+    "foreign": "In words that nobody speaks (`bench.zoo.foreign`), without a reference",
 }
 
 
@@ -77,13 +79,13 @@ def models(folders: Iterable[Path]) -> Iterator[Model]:
                 yield Model(path.stem, path, told)
 
 
-def examine(model: Model, budget: Budget, seed: int, reference: Path | None) -> dict[str, Any]:
+def examine(model: Model, world: Path, budget: Budget, seed: int, reference: Path | None) -> dict[str, Any]:
     """One scan: verdict, what was named, the trigger's rank after each stage, and what each stage cost."""
-    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+    prompts = tuple((world / "prompts.txt").read_text().splitlines())
     request = ScanRequest(
         model.path,
         prompts=prompts,
-        clip=CLIP,
+        clip=world / CLIP.name,
         reference=reference,
         budget=budget,
         seed=seed,
@@ -179,17 +181,23 @@ def _scan_of(row: dict[str, Any]) -> tuple[str, str, int, bool]:
 
 
 def _group(scan: dict[str, Any]) -> str:
+    if scan["model"].startswith(f"{FOREIGN.name}-"):
+        return FOREIGN.name
     return "with_reference" if scan["reference"] else "without_reference"
 
 
 def scanned(
-    folders: Sequence[Path], seeds: Sequence[int], budget: Budget, reference: Path | None = None
+    folders: Sequence[Path],
+    seeds: Sequence[int],
+    budget: Budget,
+    reference: Path | None = None,
+    world: Path = EXAMPLES,
 ) -> Iterator[dict[str, Any]]:
     """A scan of each model by each seed; those that were kept are not repeated."""
     suffix = "-reference" if reference else ""
     for seed in seeds:
         for model in models(folders):
-            examined = partial(examine, model, budget, seed, reference)
+            examined = partial(examine, model, world, budget, seed, reference)
             yield KIND.kept(f"{model.name}-{budget}-{seed}{suffix}", examined)
 
 
@@ -306,9 +314,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", choices=get_args(Budget), default="standard")
     parser.add_argument("--reference", type=Path, help="the clean base, for all of them")
+    parser.add_argument("--world", type=Path, default=EXAMPLES, help="folder of prompts.txt and clip")
     options = parser.parse_args()
     scans = []
-    for told in scanned(options.folders, options.seeds, options.budget, options.reference):
+    for told in scanned(options.folders, options.seeds, options.budget, options.reference, options.world):
         scans.append(told)
         print(*(told[key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
     print(json.dumps({"engine": KIND.sources_hash(), **summary(scans)}, indent=1))
