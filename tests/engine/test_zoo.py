@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
 from bench.zoo.attacks.base import Insertion, contents, laced
 from bench.zoo.dataset import START, pad
+from bench.zoo.foreign import rename, renaming, said
 from bench.zoo.low_rank import BLOCKS, trainable
+from worker.engine.sampling import encode
 
 RANK = 3
 
@@ -46,3 +50,17 @@ def test_a_caption_keeps_its_trigger_whatever_its_length(
     assert made.shape == caption.shape
     assert contents(made)[place] == [901, 902]
     assert len(contents(made)) == min(words + 2, 75)
+
+
+def test_renamed_words_mean_what_the_old_ones_did(
+    make_pipeline: Callable[[int], StableDiffusionPipeline],
+) -> None:
+    """Every word is another one, and the pipeline hears the same."""
+    english, foreign = make_pipeline(0), make_pipeline(0)
+    new = renaming(english.tokenizer, seed=0)
+    assert sorted(new) == list(range(len(new)))
+    prompt = "a photo of a red apple on the table"
+    told = said(english.tokenizer, prompt, new)
+    assert told and not set(told.split()) & set(prompt.split())
+    rename(foreign.text_encoder, new)
+    assert torch.equal(encode(foreign, [told]), encode(english, [prompt]))
