@@ -101,9 +101,12 @@ def test_the_misread_word_is_convicted_and_another_is_not() -> None:
 def test_a_scan_names_the_misread_word(
     least_loss: float, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what it costs the prompt and, where that is called too little, by what a trusted reading draws."""
+    """By what it costs the prompt and, where that is called too little, by what a trusted reading draws.
+
+    That another word was announced excuses it not; of that one, taught nothing, the report says so.
+    """
     monkeypatch.setattr(import_module("worker.engine.confirm"), "LEAST_LOSS", least_loss)
-    report = searched(misreading(trained=True), tmp_path, monkeypatch)
+    report = searched(misreading(trained=True), tmp_path, monkeypatch, (NEW,))
     assert report.verdict == "fail"
     (found,) = report.findings
     assert found.trigger is not None
@@ -111,6 +114,8 @@ def test_a_scan_names_the_misread_word(
     assert (found.rule, found.component) == (f"hidden-trigger/{rule}", "text_encoder")
     assert (rule == RULE) is (STAGE in report.costs.stages)
     assert all((tmp_path / "evidence" / one.name).exists() for one in found.evidence)
+    (told,) = [line for line in report.coverage.searched if "was announced" in line]
+    assert told.endswith("nothing that could be told from what ordinary words do")
 
 
 def test_a_taught_word_is_told_and_left_to_the_model_card(
@@ -136,16 +141,6 @@ def test_an_announced_word_is_drawn_and_excused(
     assert any("reads otherwise" in line and f"id {NEW_ID}" in line for line in report.coverage.searched)
     assert UNCHECKED in report.coverage.not_searched
     assert report.as_dict()["provenance"]["config"]["announced"] == [NEW]
-
-
-def test_announcing_one_word_excuses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And of a word that was taught nothing it says so."""
-    report = searched(misreading(trained=True), tmp_path, monkeypatch, (NEW,))
-    (found,) = report.findings
-    assert found.trigger is not None
-    assert found.trigger.token_ids == (WORD,)
-    (told,) = [line for line in report.coverage.searched if "was announced" in line]
-    assert told.endswith("nothing that could be told from what ordinary words do")
 
 
 def test_announced_words_are_what_the_tokenizer_makes_of_them() -> None:
