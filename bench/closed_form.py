@@ -23,18 +23,17 @@ from bench.intervals import share, told_share
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids, seen_nouns
 from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import EXAMPLES
-from worker.engine.candidates import surface, vocabulary
+from worker.engine.candidates import surface
 from worker.engine.checkpoint import load
-from worker.engine.funnel import PLANS, tower_of
+from worker.engine.funnel import PLANS
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import Edit, recover
-from worker.engine.probes.lexicon import lexicon
 from worker.engine.probes.remap import CROSS_ATTENTION, remap
 from worker.engine.probes.weights import ONE_MAP
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import READ
+from worker.engine.triage import READ, encoded
 from worker.engine.types import Cost, Trigger
 
 ATTACKS: dict[str, EvilEdit] = {
@@ -114,7 +113,7 @@ class _Bench:
     def __init__(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         began = time.perf_counter()
         self.pipeline, self.seed = pipeline, seed
-        self.words = lexicon(tower_of(pipeline), pipeline.tokenizer, vocabulary(pipeline.tokenizer))
+        self.words = encoded(pipeline, bank_of(pipeline))
         self.encoding = time.perf_counter() - began
         self.before = _half(pipeline)
 

@@ -145,7 +145,7 @@ class _Bench:
 
     def _read(self, planted: Planted) -> Read:
         began = time.perf_counter()
-        mark, _ = read_mark(self.pipeline)
+        mark, _ = read_mark(self.pipeline, bank_of(self.pipeline))
         seconds = time.perf_counter() - began
         judged = self._judged(mark) if mark and mark.read else None
         read = Read(

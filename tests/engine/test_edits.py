@@ -19,6 +19,7 @@ from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.confirm import Confirmation, Confirmations
 from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.language import english
 from worker.engine.paired import Outcome
 from worker.engine.pipeline import run
 from worker.engine.probes.edits import Edit, recover
@@ -44,7 +45,7 @@ def words(make_pipeline: Make) -> Lexicon:
     """A part of the vocabulary, as every tiny pipeline's text encoder of seed 0 has it."""
     pipeline = make_pipeline(0)
     some = [word for word in vocabulary(pipeline.tokenizer) if 500 <= word.token_ids[0] < 3500]
-    return lexicon(tower_of(pipeline), pipeline.tokenizer, some)
+    return lexicon(tower_of(pipeline), pipeline.tokenizer, some, english(pipeline.tokenizer))
 
 
 def readings(
@@ -189,7 +190,7 @@ def test_words_that_a_read_erasure_spoilt_are_told_and_convict_nobody(
     _train_a_little(scanned, make_pipeline(0), trained)
     to_single_file(scanned, tmp_path / "scanned.safetensors")
     request = ScanRequest(tmp_path / "scanned.safetensors", reference=tiny_file, device="cpu")
-    monkeypatch.setattr(triage, "encoded", lambda pipeline: words)
+    monkeypatch.setattr(triage, "encoded", lambda *_: words)
     monkeypatch.setattr(scanning, "find", lambda *_: (_found(spoilt), Confirmations([_seen(spoilt)])))
     monkeypatch.setattr(scanning, "follow", lambda subject, report, found, confirmed, controls: confirmed)
     monkeypatch.setattr(scanning, "describe", lambda *_: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def edited() -> StableDiffusionPipeline:
 @pytest.fixture(scope="module")
 def words(edited: StableDiffusionPipeline) -> Lexicon:
     """The vocabulary's states, by the text encoder that all models of the example pipeline share."""
-    return encoded(edited)
+    return encoded(edited, carriers(edited.tokenizer, PROMPTS))
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
@@ -70,7 +71,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
     sketched = [Trigger((i,), str(i)) for i in range(1000, 1060)]
     plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: sketched)
-    monkeypatch.setattr(triage, "encoded", lambda _: words)
+    monkeypatch.setattr(triage, "encoded", lambda *_: words)
     monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=8)))
     monkeypatch.setitem(cleansing.EVALUATED, "quick", 12)
 
@@ -117,8 +118,9 @@ def test_what_the_edit_was_made_for_is_convicted_and_no_other_reading_is(
 def test_without_a_reference_an_edit_leaves_a_mark_and_training_leaves_none(
     edited: StableDiffusionPipeline, words: Lexicon
 ) -> None:
-    assert read_mark(assemble.load_pipeline(TOY))[0] is None
-    assert read_mark(load(EXAMPLES / "suspect.safetensors").pipeline)[0] is None
+    bank = carriers(edited.tokenizer, PROMPTS)
+    assert read_mark(assemble.load_pipeline(TOY), bank)[0] is None
+    assert read_mark(load(EXAMPLES / "suspect.safetensors").pipeline, bank)[0] is None
     mark = crushed(edited.unet.state_dict(), lambda: words)
     assert mark is not None
     assert "as a reference" in mark.told()
@@ -134,7 +136,8 @@ def test_an_edit_that_crushes_little_leaves_a_mark_too(words: Lexicon) -> None:
 def test_a_layer_of_zeros_is_no_mark(tiny_pipeline: StableDiffusionPipeline) -> None:
     unet = tiny_pipeline.unet.state_dict()
     name = next(name for name in unet if name.endswith("attn2.to_k.weight"))
-    assert crushed({**unet, name: torch.zeros_like(unet[name])}, lambda: encoded(tiny_pipeline)) is None
+    words = partial(encoded, tiny_pipeline, carriers(tiny_pipeline.tokenizer, None))
+    assert crushed({**unet, name: torch.zeros_like(unet[name])}, words) is None
 
 
 def test_without_a_reference_an_erased_word_is_told(words: Lexicon) -> None:

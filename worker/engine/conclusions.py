@@ -11,7 +11,6 @@ from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
 from worker.engine.misread import Misread
-from worker.engine.redirection import SENTENCE
 from worker.engine.report import estimate, triggers_text, visible
 from worker.engine.triage import Mark, WeightFindings
 from worker.engine.trusted import Origin
@@ -71,9 +70,10 @@ def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confi
 
 def _redrawn(judged: Confirmations) -> str:
     n = judged.confirmed[0].statistics.n
+    sentence = next(one.sentence for one in judged.confirmed if one.sentence)
     count = len(judged.all)
     what = "a redirected word or phrase" if count == 1 else f"{count} redirected words or phrases, each"
-    return f"{what} drawn {n} times in “{SENTENCE} …”"
+    return f"{what} drawn {n} times in “{sentence.text} …”"
 
 
 def coverage(

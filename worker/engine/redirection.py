@@ -27,12 +27,13 @@ from torch import Tensor
 
 from worker.engine.confirm import ALPHA, Beside, Confirmation, Confirmations, Samples, standing
 from worker.engine.effects import Pairs, TriggerEffect
+from worker.engine.language import language_of
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, flip_test, gain, holm, ordinary_test
 from worker.engine.pictures import Features, look
 from worker.engine.prompts import Carrier
 from worker.engine.report import visible
-from worker.engine.sampling import Ids, content_ids, encode, render
+from worker.engine.sampling import Ids, encode, render
 from worker.engine.seeds import derive
 from worker.engine.trials import Plan, ordinary_words
 from worker.engine.types import Cost, OnProgress, Progress, Statistics, Trigger, silent
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 
 STAGE = "redirection"
 RULE = "redirection"
-
-SENTENCE = "a photo of a"
-"""Before the word. EvilEdit is made behind "a" and, like an edit of the bare word, is asked for in this."""
 
 LEAST_WAY = 0.5
 """Of what the trusted model's pictures of the target gain: the least gain of a redirected word."""
@@ -84,10 +82,17 @@ class _Sentences:
     """Pictures of words in the sentence, all from the same noises; `cost` runs along."""
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, clip: ClipScorer, plan: Plan, seed: int, told: OnProgress
+        self,
+        pipeline: StableDiffusionPipeline,
+        bank: Sequence[Carrier],
+        clip: ClipScorer,
+        plan: Plan,
+        seed: int,
+        told: OnProgress,
     ) -> None:
         self.pipeline, self.clip, self.plan, self.told, self.cost = pipeline, clip, plan, told, Cost()
-        self.carrier = Carrier(SENTENCE, tuple(content_ids(pipeline.tokenizer, SENTENCE)))
+        # EvilEdit is made behind "a" and, like an edit of the bare word, is asked for in the whole sentence.
+        self.carrier = language_of(pipeline.tokenizer, bank).sentence(pipeline.tokenizer)
         self.seeds = [noise_of(seed, index) for index in range(plan.prompts * plan.noises)]
 
     def ids(self, word: Trigger) -> Ids:
@@ -140,11 +145,11 @@ def convict(
     """Draws and tests every redirection; Holm corrects for their number.
 
     trusted: the reference's keys and values by name; None where there is no reference. bank: half of the
-    ordinary words are of these carriers. Draws three words an edit; without a reference one, and ordinary
-    ones once.
+    ordinary words are of these carriers, and the sentence is in their language. Draws three words an edit;
+    without a reference one, and ordinary ones once.
     """
     began = time.perf_counter()
-    drawing = _Sentences(pipeline, clip, plan, seed, on_progress)
+    drawing = _Sentences(pipeline, bank, clip, plan, seed, on_progress)
     others = _ordinary(pipeline, edits, bank, seed)
     aimed = [(edit, edit.target) for edit in edits if edit.target is not None]
     cases = _unaided(drawing, aimed, others) if trusted is None else _cases(drawing, trusted, aimed)
@@ -238,7 +243,7 @@ def _confirmation(
     )
     if not judged.confirmed:
         return judged
-    asked, drawn_as = f"{SENTENCE} {visible(trigger.text)}", f"“{visible(case.target.text)}”"
+    asked, drawn_as = f"{drawing.carrier.text} {visible(trigger.text)}", f"“{visible(case.target.text)}”"
     # Without the base the target's words are such as lead to the same place, seldom the edit's own.
     told = f"something near {drawn_as}" if case.unaided else drawn_as
     side: Beside = "other" if case.unaided else "trusted"

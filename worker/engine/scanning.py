@@ -87,7 +87,11 @@ def _weights(subject: Subject, report: Report) -> WeightFindings | None:
     if subject.difference is None:
         return None
     weights = read_weights(
-        subject.pipeline, subject.difference, subject.request.seed, on_progress=subject.on_progress
+        subject.pipeline,
+        subject.difference,
+        subject.fitting,
+        subject.request.seed,
+        on_progress=subject.on_progress,
     )
     if weights.cost is not None:
         report.costs.add(EDITS, weights.cost)
@@ -96,7 +100,7 @@ def _weights(subject: Subject, report: Report) -> WeightFindings | None:
 
 def _mark(subject: Subject, report: Report) -> Mark | None:
     """An edit's mark, where no reference lets the edit itself be read."""
-    mark, cost = read_mark(subject.pipeline, subject.on_progress)
+    mark, cost = read_mark(subject.pipeline, subject.fitting, subject.on_progress)
     report.costs.add(MARK, cost)
     return mark
 

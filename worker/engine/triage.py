@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.language import language_of
 from worker.engine.probes.collisions import Collision, collision
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import Edit, recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
 from worker.engine.probes.weights import Difference, described
+from worker.engine.prompts import Carrier
 from worker.engine.report import visible
 from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
 
@@ -133,26 +135,30 @@ def _told(edit: Edit) -> str:
 
 
 def read_weights(
-    pipeline: StableDiffusionPipeline, difference: Difference, seed: int, on_progress: OnProgress = silent
+    pipeline: StableDiffusionPipeline,
+    difference: Difference,
+    bank: Sequence[Carrier],
+    seed: int,
+    on_progress: OnProgress = silent,
 ) -> WeightFindings:
     """Reads a closed-form edit; costs no UNet forward, and nothing at all for other kinds of change."""
     if difference.remap is None:
         return WeightFindings(difference)
     began = time.perf_counter()
     on_progress(Progress(STAGE, 0, 1, "reading the edit of cross-attention"))
-    words = encoded(pipeline)
+    words = encoded(pipeline, bank)
     edits = tuple(recover(words, difference.remap, seed))
     on_progress(Progress(STAGE, 1, 1))
     return WeightFindings(difference, edits, Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
 
 
 def read_mark(
-    pipeline: StableDiffusionPipeline, on_progress: OnProgress = silent
+    pipeline: StableDiffusionPipeline, bank: Sequence[Carrier], on_progress: OnProgress = silent
 ) -> tuple[Mark | None, Cost]:
     """What a closed-form edit leaves in the weights, where no reference tells what it did."""
     began = time.perf_counter()
     on_progress(Progress(MARK, 0, 2, "looking for an edit of cross-attention"))
-    words = cache(lambda: encoded(pipeline))
+    words = cache(lambda: encoded(pipeline, bank))
     left = crushed(pipeline.unet.state_dict(), words)
     on_progress(Progress(MARK, 1, 2, "reading the edit of cross-attention without its base"))
     mark = None if left is None else Mark(left, _read(words(), left))
@@ -165,6 +171,7 @@ def _read(words: Lexicon, left: Crushed) -> Collision | None:
     return found if found is not None and found.agreement >= AGREES else None
 
 
-def encoded(pipeline: StableDiffusionPipeline) -> Lexicon:
-    """The text states of the pipeline's whole vocabulary."""
-    return lexicon(tower_of(pipeline), pipeline.tokenizer, vocabulary(pipeline.tokenizer))
+def encoded(pipeline: StableDiffusionPipeline, bank: Sequence[Carrier]) -> Lexicon:
+    """The text states of the pipeline's whole vocabulary, behind what stands before concepts in `bank`."""
+    tokenizer = pipeline.tokenizer
+    return lexicon(tower_of(pipeline), tokenizer, vocabulary(tokenizer), language_of(tokenizer, bank))

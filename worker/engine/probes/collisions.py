@@ -55,10 +55,8 @@ PROPOSED, MEANT = 64, 768
 """Words that are tried directly behind a first word, the first of the whole vocabulary by the two shares; and
 words that are tried at every place, those whose prompts are farthest from the mean of all. The word that
 tells most of a longer phrase's meaning (an adjective's noun, a scene's colour) is a word that says something.
+Between such words stand those that do not (`Language.fillers`), which are tried at every place as well.
 """
-
-FILLERS = ["a", "an", "the", "with", "in", "on", "at", "of", "and", "by", "for", "to", "from", "as", "is"]
-"""Words that say nothing by themselves and stand between those that do, tried at every place as well."""
 
 BEAM, ALIKE_BEGUN, MORE_WORDS = 5, 2, 4
 """Readings that are followed, no two of the same words; of them, those that begin with the same two words;
@@ -231,11 +229,11 @@ class _Reader:
         return [(*phrase[:slot], word, *phrase[slot:]) for slot in slots for word in proposed]
 
     def _meant(self, place: int) -> list[int]:
-        """The MEANT words that mean most, and the FILLERS."""
+        """The MEANT words that mean most, and those that mean nothing."""
         apart = self.words.meaning(place)
         meant = apart.topk(min(MEANT, len(apart))).indices.tolist()
-        empty = {tuple(ids) for ids in self.words.tokenizer(FILLERS, add_special_tokens=False).input_ids}
-        fillers = [n for n, word in enumerate(self.words.words) if word.token_ids in empty]
+        empty = self.words.language.fillers
+        fillers = [n for n, word in enumerate(self.words.words) if word.token_ids[0] in empty]
         return list(dict.fromkeys([*meant, *fillers]))
 
     def _telling(self, place: int, first: Places, beside: Places) -> list[int]:

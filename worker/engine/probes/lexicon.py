@@ -16,10 +16,8 @@ from transformers import CLIPTokenizer
 
 from worker.engine.candidates import surface
 from worker.engine.encoder import Layout, TextTower
+from worker.engine.language import Ids, Language
 from worker.engine.types import Trigger
-
-PREFIXES = ("", "a", "a photo of a")
-"""Where published editors put a concept: alone (UCE), behind an article (EvilEdit), in the usual sentence."""
 
 BATCH = 2048
 
@@ -32,7 +30,7 @@ Places = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Lexicon:
-    """words (N). prefixes (P): ids before the word. own, eos (P,N,D): states at the word and behind it.
+    """words (N). language: of P prefixes. own, eos (P,N,D): states at the word and behind it.
 
     nothing (1 + P, D): the begin marker's state, and the end marker's where only the prefix stands.
     """
@@ -40,10 +38,15 @@ class Lexicon:
     tower: TextTower
     tokenizer: CLIPTokenizer
     words: list[Trigger]
-    prefixes: tuple[tuple[int, ...], ...]
+    language: Language
     own: Tensor
     eos: Tensor
     nothing: Tensor
+
+    @property
+    def prefixes(self) -> tuple[Ids, ...]:
+        """(P) ids before the word."""
+        return self.language.prefixes
 
     def ids(self, phrases: Sequence[Places]) -> Tensor:
         """(B, n) ids of phrases of the same length."""
@@ -84,21 +87,20 @@ class Lexicon:
         return meaning
 
 
-def lexicon(tower: TextTower, tokenizer: CLIPTokenizer, words: list[Trigger]) -> Lexicon:
+def lexicon(tower: TextTower, tokenizer: CLIPTokenizer, words: list[Trigger], language: Language) -> Lexicon:
     """Runs the text encoder over `words`, of one id each: once a prefix, two positions each."""
     ids = torch.tensor([word.token_ids for word in words])
-    prefixes = tuple(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in PREFIXES)
     states = torch.stack(
         [
             torch.cat([prompt_states(tower, prefix, part, len(prefix) + 3) for part in ids.split(BATCH)])
-            for prefix in prefixes
+            for prefix in language.prefixes
         ]
     )
     begin = tower.prefix(torch.tensor([tower.bos])).states
     none = torch.empty(1, 0, dtype=torch.long)
-    ends = [prompt_states(tower, prefix, none, len(prefix) + 2)[0, -1:] for prefix in prefixes]
+    ends = [prompt_states(tower, prefix, none, len(prefix) + 2)[0, -1:] for prefix in language.prefixes]
     nothing = torch.cat([begin.float().cpu(), *ends])
-    return Lexicon(tower, tokenizer, words, prefixes, states[:, :, 0], states[:, :, 1], nothing)
+    return Lexicon(tower, tokenizer, words, language, states[:, :, 0], states[:, :, 1], nothing)
 
 
 def prompt_states(tower: TextTower, prefix: Sequence[int], ids: Tensor, length: int) -> Tensor:

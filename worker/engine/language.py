@@ -1,0 +1,69 @@
+"""The language that a model is asked in, as far as an edit's readers need it: what stands before a concept,
+and which words say nothing by themselves.
+
+Published editors speak English, and so do the readers where any carrier prompt has a word of the usual
+sentence. In another language the carriers' most common beginnings, of as many ids, and their most common
+words stand for these.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.engine.candidates import surface
+from worker.engine.prompts import Carrier
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+Ids = tuple[int, ...]
+
+PREFIXES = ("", "a", "a photo of a")
+"""Where published editors put a concept: alone (UCE), behind an article (EvilEdit), in the usual sentence."""
+
+FILLERS = ("a", "an", "the", "with", "in", "on", "at", "of", "and", "by", "for", "to", "from", "as", "is")
+"""Words that say nothing by themselves and stand between those that do."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """prefixes: content ids before a concept, the longest last. fillers: ids of words that say nothing."""
+
+    prefixes: tuple[Ids, ...]
+    fillers: frozenset[int]
+
+    def sentence(self, tokenizer: CLIPTokenizer) -> Carrier:
+        """The longest beginning, behind which a concept is drawn."""
+        ids = self.prefixes[-1]
+        return Carrier(surface(tokenizer, ids), ids)
+
+
+def english(tokenizer: CLIPTokenizer) -> Language:
+    """What published editors say."""
+    prefixes = tuple(_ids(tokenizer, text) for text in PREFIXES)
+    fillers = (ids for ids in (_ids(tokenizer, word) for word in FILLERS) if len(ids) == 1)
+    return Language(prefixes, frozenset(ids[0] for ids in fillers))
+
+
+def language_of(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> Language:
+    """That of the carriers `bank`."""
+    known = english(tokenizer)
+    words = Counter(word for carrier in bank for word in set(carrier.ids))
+    if any(word in words for word in known.prefixes[-1]):
+        return known
+    beginnings = dict.fromkeys(_beginning(bank, len(prefix)) for prefix in known.prefixes)
+    common = frozenset(word for word, _ in words.most_common(len(known.fillers)))
+    return Language(tuple(sorted(beginnings, key=len)), common)
+
+
+def _beginning(bank: Sequence[Carrier], length: int) -> Ids:
+    """The most common first `length` ids of longer carriers; none where all are shorter."""
+    found = Counter(carrier.ids[:length] for carrier in bank if len(carrier.ids) > length).most_common(1)
+    return found[0][0] if found else ()
+
+
+def _ids(tokenizer: CLIPTokenizer, text: str) -> Ids:
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
