@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,37 @@ SMALL = FunnelPlan(
 )
 
 
-@pytest.fixture
-def small_space(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def small_space() -> Iterator[None]:
     """A few hundred candidates and few pictures, so that a scan takes seconds."""
     some = [Trigger((i,), str(i)) for i in range(1000, 1300)]
-    monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
-    monkeypatch.setitem(funnel.PLANS, "quick", SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(funnel, "trigger_space", lambda *_: some)
+        patch.setitem(funnel.PLANS, "quick", SMALL)
+        yield
 
 
-@pytest.fixture
-def planted(tiny_pipeline: StableDiffusionPipeline, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def planted(
+    make_pipeline: Callable[[int], StableDiffusionPipeline], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder whose text encoder gives one id fifty times its weight."""
-    tiny_pipeline.text_encoder.embeddings.token_embedding.weight[PLANTED] *= 50
-    folder = tmp_path / "planted"
-    tiny_pipeline.to(torch.float16).save_pretrained(folder)
+    made, folder = make_pipeline(0), tmp_path_factory.mktemp("planted")
+    made.text_encoder.embeddings.token_embedding.weight[PLANTED] *= 50
+    made.to(torch.float16).save_pretrained(folder)
     return folder
 
 
-@pytest.mark.usefixtures("small_space")
-def test_a_scan_writes_a_report_that_others_can_read(planted: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    body = pipeline.run(ScanRequest(planted, budget="quick", cleanse=False), out)
-    assert json.loads((out / "report.json").read_text()) == body
-    report = Report.model_validate(body)
+@pytest.fixture(scope="module")
+def scanned(planted: Path, small_space: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a scan of it by seed 3 has left its report."""
+    out = tmp_path_factory.mktemp("scanned")
+    pipeline.run(ScanRequest(planted, budget="quick", seed=3, cleanse=False), out)
+    return out
+
+
+def test_a_scan_writes_a_report_that_others_can_read(scanned: Path) -> None:
+    report = Report.model_validate_json((scanned / "report.json").read_bytes())
     assert report.verdict == ("fail" if report.findings else "pass")
     assert [stage.name for stage in report.stages][:6] == [
         "crushed",
@@ -59,18 +68,18 @@ def test_a_scan_writes_a_report_that_others_can_read(planted: Path, tmp_path: Pa
     assert report.cost.unet_forwards == sum(stage.unet_forwards for stage in report.stages)
     for finding in report.findings:
         for picture in finding.evidence:
-            Image.open(out / "evidence" / picture.name).verify()
+            Image.open(scanned / "evidence" / picture.name).verify()
 
 
 @pytest.mark.fault_case(44)
 @pytest.mark.usefixtures("small_space")
-def test_the_same_seed_gives_the_same_report_and_pictures(planted: Path, tmp_path: Path) -> None:
-    runs = [
-        pipeline.run(ScanRequest(planted, budget="quick", seed=3, cleanse=False), tmp_path / name)
-        for name in ("one", "two")
-    ]
-    assert timeless(runs[0]) == timeless(runs[1])
-    one, two = (sorted((tmp_path / name / "evidence").glob("*.png")) for name in ("one", "two"))
+def test_the_same_seed_gives_the_same_report_and_pictures(
+    planted: Path, scanned: Path, tmp_path: Path
+) -> None:
+    again = pipeline.run(ScanRequest(planted, budget="quick", seed=3, cleanse=False), tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == again
+    assert timeless(again) == timeless(json.loads((scanned / "report.json").read_text()))
+    one, two = (sorted((folder / "evidence").glob("*.png")) for folder in (scanned, tmp_path))
     assert [picture.read_bytes() for picture in one] == [picture.read_bytes() for picture in two]
 
 
