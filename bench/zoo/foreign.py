@@ -24,6 +24,7 @@ from worker.engine.candidates import surface
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.metrics import ClipScorer
+from worker.engine.sampling import content_ids
 
 FOREIGN = CACHE / "foreign"
 """Holds `clip` and `prompts.txt` as `examples` does, and the renamed base and checkpoints."""
@@ -55,9 +56,9 @@ def rename(encoder: CLIPTextModel, new: Sequence[int]) -> None:
 
 def said(tokenizer: CLIPTokenizer, text: str, new: Sequence[int]) -> str | None:
     """`text` in the new words; None where they would not be read as meant."""
-    ids = [new[word] for word in tokenizer(text, add_special_tokens=False).input_ids]
+    ids = [new[word] for word in content_ids(tokenizer, text)]
     foreign = surface(tokenizer, tuple(ids))
-    return foreign if tokenizer(foreign, add_special_tokens=False).input_ids == ids else None
+    return foreign if content_ids(tokenizer, foreign) == ids else None
 
 
 def world(new: Sequence[int]) -> None:
@@ -85,13 +86,16 @@ def checkpoint(path: Path, new: Sequence[int]) -> None:
 
 
 def make_all(names: Iterable[str]) -> None:
-    """The world, and the checkpoints of `names`."""
+    """The world, and the checkpoints of `names`. Raises FileNotFoundError for one that is not made yet."""
     FOREIGN.mkdir(parents=True, exist_ok=True)
     new = renaming(assemble.load_pipeline(TOY).tokenizer, SEED)
     world(new)
     for name in names:
         where = [folder / f"{name}.safetensors" for folder in (ATTACKED, CONTROL)]
-        checkpoint(next(path for path in where if path.exists()), new)
+        path = next(filter(Path.exists, where), None)
+        if path is None:
+            raise FileNotFoundError(f"{name} is in neither {ATTACKED} nor {CONTROL}: make it first.")
+        checkpoint(path, new)
 
 
 def main() -> None:

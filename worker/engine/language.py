@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from worker.engine.candidates import surface
 from worker.engine.prompts import Carrier
+from worker.engine.sampling import content_ids
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -43,8 +44,8 @@ class Language:
 
 def english(tokenizer: CLIPTokenizer) -> Language:
     """What published editors say."""
-    prefixes = tuple(_ids(tokenizer, text) for text in PREFIXES)
-    fillers = (ids for ids in (_ids(tokenizer, word) for word in FILLERS) if len(ids) == 1)
+    prefixes = tuple(tuple(content_ids(tokenizer, text)) for text in PREFIXES)
+    fillers = (ids for ids in (content_ids(tokenizer, word) for word in FILLERS) if len(ids) == 1)
     return Language(prefixes, frozenset(ids[0] for ids in fillers))
 
 
@@ -63,7 +64,3 @@ def _beginning(bank: Sequence[Carrier], length: int) -> Ids:
     """The most common first `length` ids of longer carriers; none where all are shorter."""
     found = Counter(carrier.ids[:length] for carrier in bank if len(carrier.ids) > length).most_common(1)
     return found[0][0] if found else ()
-
-
-def _ids(tokenizer: CLIPTokenizer, text: str) -> Ids:
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
