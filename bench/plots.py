@@ -55,19 +55,21 @@ def text_encoder(axes: Axes, told: Mapping[str, Any]) -> None:
 
 
 def model_level(axes: Axes, told: Mapping[str, Any]) -> None:
-    """The place of each attacker's own trigger after every cut of the funnel."""
+    """The place of each attacker's own trigger after every cut of the funnel; those that one lost by name."""
     scans = [scan for scan in told["scans"] if scan["attack"] and any(map(scan["ranks"].get, STAGES))]
     for scan in scans:
         stages = [stage for stage in STAGES if scan["ranks"].get(stage)]
         places = [scan["ranks"][stage] for stage in stages]
         where = [STAGES.index(stage) for stage in stages]
-        beside = ", with the base" if scan["reference"] else ""
-        label = f"{scan['model']}, seed {scan['seed']}{beside}"
-        axes.plot(where, places, marker="o", alpha=0.8, label=label)
+        lost = stages[-1] != STAGES[-1]
+        axes.plot(where, places, marker="o", alpha=0.8 if lost else 0.4, color=BAD if lost else PLAIN)
+        if lost:
+            beside = ", with the base" if scan["reference"] else ""
+            told_as = f"{scan['model']}{beside}: lost"
+            axes.annotate(told_as, (where[-1], places[-1]), (8, -3), textcoords="offset points", color=BAD)
     axes.set(yscale="log", xticks=range(len(STAGES)), ylabel="place of the own trigger")
     axes.set_xticklabels(STAGES)
     axes.invert_yaxis()
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 DRAWINGS: Mapping[str, Drawing] = {
