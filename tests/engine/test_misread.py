@@ -89,7 +89,6 @@ def test_the_misread_word_is_convicted_and_another_is_not() -> None:
     own = toy.text_encoder
     assert [one.confirmed for one in judged.all] == [True, False]
     assert judged.all[0].kind != "unknown"
-    assert judged.all[0].effect is not None
     assert judged.cost.unet_forwards == (1 + 2 * (16 + 2)) * 12 * 2 * DRAWN.steps
     assert toy.text_encoder is own
     assert judged.all[0].samples is not None

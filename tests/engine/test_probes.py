@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from worker.engine import funnel
 from worker.engine.candidates import vocabulary
 from worker.engine.funnel import FunnelPlan, Known, search, tower_of
-from worker.engine.probes.agreement import shared_energy
+from worker.engine.probes.agreement import scores, shared_energy
 from worker.engine.probes.glance import glance
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import ranks, robust_z, shortlist
@@ -42,6 +42,28 @@ def test_the_sketch_is_the_exact_effect_to_first_order(tiny_pipeline: StableDiff
         pair = torch.stack([drawn.values[:, place].flatten(), exact[:, place].flatten()])
         assert torch.corrcoef(pair)[0, 1] > 0.99
     assert cost.unet_forwards == (len(candidates) + 1) * 2 * 2
+
+
+def test_a_style_stands_out_though_it_moves_each_carrier_another_way(
+    tiny_pipeline: StableDiffusionPipeline,
+) -> None:
+    """A patch moves all carriers alike, a style each by its own colours; a word may fit one carrier alone."""
+    chosen = choose(carriers(tiny_pipeline.tokenizer, None), 4, 0, "test")
+    seen, _ = views(tiny_pipeline, chosen, ("start", "start", "start", "end"), seed=0)
+    stream = torch.Generator().manual_seed(0)
+    effects = torch.randn(200, 4, 2, 4, 8, 8, generator=stream)
+    patch, style, word, ending = range(4)
+    effects[patch] += 2 * torch.randn(4, 8, 8, generator=stream)
+    effects[style, :3] += 2 * torch.tensor([1.0, -1.0, 0.0])[:, None, None, None, None]
+    effects[style, 2] *= 2
+    effects[word, 0] *= 2
+    effects[ending, 3] *= 4
+    found = scores(effects, seen)
+    assert int(found["agreed"][:3].argmax()) == patch
+    assert found["agreed"][style] < found["agreed"][4:].max()
+    assert int(found["moved start"][1:].argmax()) + 1 == style
+    assert found["moved start"][style] > 2 * found["moved start"][word]
+    assert int(found["moved end"].argmax()) == ending
 
 
 def test_a_glance_is_the_exact_probe_at_the_first_view_of_each_position(

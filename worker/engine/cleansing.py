@@ -39,7 +39,7 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
     measured = evaluate(
         before,
         subject.pipeline,
-        confirmed,
+        _families(report, confirmed),
         subject.held_out,
         clip=subject.clip,
         n=EVALUATED[subject.request.budget],
@@ -56,6 +56,16 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
         subject.on_progress(Progress("save", 1, 1))
     report.unlearning = unlearning_part(done, measured, rescan, saved.sha256, saved.changed_tensors)
     report.clip = clip_part(measured)
+
+
+def _families(report: Report, confirmed: list[Confirmation]) -> list[list[Confirmation]]:
+    """The confirmed triggers of each finding."""
+    own = {one.trigger.token_ids: one for one in confirmed}
+    return [
+        [own[trigger.token_ids] for trigger in (finding.trigger, *finding.kin)]
+        for finding in report.findings
+        if finding.trigger is not None
+    ]
 
 
 def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], folder: Path) -> None:

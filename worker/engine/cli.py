@@ -137,7 +137,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         measured = evaluate(
             subject.pipeline,
             cleaned.pipeline,
-            decided.confirmed,
+            [decided.confirmed],
             subject.held_out,
             clip=subject.clip,
             seed=options.seed,

@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from worker.engine.describe import classify, closest, describe
-from worker.engine.effects import Pairs, TriggerEffect, fit_effect
+from worker.engine.effects import Pairs, Target
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, Shift, compare, displaced, holm, observed, shifts
 from worker.engine.prompts import Carrier, Position
@@ -85,8 +85,8 @@ class Confirmation:
 
     position: where in the prompt it was drawn (its own may be "any"). rule: of the deciding statistics, the
     one with the smallest p. `statistics.effect_size`: how many standard deviations its value lies above the
-    mean of the ordinary words'. `effect` and `samples` are there for confirmed triggers only. sentence: the
-    only prompt in which the trigger was drawn, if it is no carrier's (`redirection`).
+    mean of the ordinary words'. `samples` are there for confirmed triggers only. sentence: the only prompt in
+    which the trigger was drawn, if it is no carrier's, and target: what it draws there (`redirection`).
     """
 
     trigger: Trigger
@@ -97,7 +97,7 @@ class Confirmation:
     outcomes: dict[str, Outcome]
     kind: EffectKind = "unknown"
     description: str = ""
-    effect: TriggerEffect | None = None
+    target: Target | None = None
     samples: Samples | None = None
     sentence: Carrier | None = None
 
@@ -159,7 +159,7 @@ def confirm(
     tried = _tried(trials, candidates, ends[len(words) :], seed, left, on_progress)
     ordinary = controls or _controls(trials, words, ends[: len(words)], tried, on_progress)
     values = _columns(ordinary)
-    return Confirmations(_decide(tried, ordinary.pairs, values, trials), trials.cost, ordinary)
+    return Confirmations(_decide(tried, values, trials), trials.cost, ordinary)
 
 
 def _tried(
@@ -233,14 +233,11 @@ def _deciding(named: Mapping[str, object]) -> list[str]:
     return [name for name in DECIDING if name in named]
 
 
-def _decide(
-    tried: Sequence[_Tried], ordinary: list[Pairs], values: dict[str, list[float]], trials: Trials
-) -> list[Confirmation]:
-    """Holm over candidates and deciding statistics, then the kind and the detector of what is left."""
+def _decide(tried: Sequence[_Tried], values: dict[str, list[float]], trials: Trials) -> list[Confirmation]:
+    """Holm over candidates and deciding statistics, then the kind of what is left."""
     compared = [compare(one.shifts, values) for one in tried]
     looks = [(index, name) for index, outcomes in enumerate(compared) for name in _deciding(outcomes)]
     corrected = dict(zip(looks, holm([compared[index][name].p_value for index, name in looks]), strict=True))
-    everyday = Pairs.concat(ordinary)
     found = []
     for index, (one, outcomes) in enumerate(zip(tried, compared, strict=True)):
         rule, outcome = _telling(outcomes, values)
@@ -249,7 +246,7 @@ def _decide(
             outcome.p_value, p_corrected, standing(outcome.value, values[rule]), len(one.pairs)
         )
         sure = p_corrected < ALPHA and outcome.beaten == outcome.controls
-        found.append(_confirmation(one, outcomes, rule, statistics, everyday if sure else None, trials))
+        found.append(_confirmation(one, outcomes, rule, statistics, trials, sure=sure))
     return found
 
 
@@ -283,11 +280,11 @@ def _confirmation(
     outcomes: dict[str, Outcome],
     rule: str,
     statistics: Statistics,
-    ordinary: Pairs | None,
     trials: Trials,
+    *,
+    sure: bool,
 ) -> Confirmation:
-    """`ordinary` is None where the candidate was not confirmed: then nothing is fitted or kept."""
-    if ordinary is None:
+    if not sure:
         return Confirmation(one.trigger, one.position, False, rule, statistics, outcomes)
     kind = classify(one.pairs, outcomes)
     return Confirmation(
@@ -299,7 +296,6 @@ def _confirmation(
         outcomes=outcomes,
         kind=kind,
         description=describe(kind, one.pairs, side=one.drawn.images.shape[-1], alike=_alike(one, trials)),
-        effect=fit_effect(one.pairs, ordinary),
         samples=Samples(
             tuple(carrier.text for carrier in trials.carriers), trials.plain.images, one.drawn.images
         ),

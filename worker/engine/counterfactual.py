@@ -23,7 +23,7 @@ from torch import Tensor
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Samples, standing
 from worker.engine.confirm import STAGE as CONFIRM
 from worker.engine.describe import classify, describe
-from worker.engine.effects import Pairs, fit_effect
+from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, Shift, compare, flip_test, holm, observed, shifts
 from worker.engine.prompts import Carrier
@@ -92,7 +92,7 @@ def convict(
     told = [_outcomes(case, usual, seed) for case in cases]
     corrected = holm([outcomes[RULE].p_value for outcomes in told])
     decided = [
-        _confirmation(trials, case, outcomes, usual[RULE], ordinary, p_value)
+        _confirmation(trials, case, outcomes, usual[RULE], p_value)
         for case, outcomes, p_value in zip(cases, told, corrected, strict=True)
     ]
     trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, len(cases)
@@ -152,7 +152,6 @@ def _confirmation(
     case: _Read,
     outcomes: dict[str, Outcome],
     usual: Sequence[float],
-    ordinary: Sequence[_Read],
     p_corrected: float,
 ) -> Confirmation:
     """As the confirm stage would tell it: its pictures "without" are those of the prompt without the word."""
@@ -167,10 +166,6 @@ def _confirmation(
         judged,
         kind=kind,
         description=describe(kind, case.pairs, side=case.drawn.images.shape[-1]),
-        effect=fit_effect(
-            trials.pairs(case.word, case.drawn),
-            Pairs.concat([trials.pairs(one.word, one.drawn) for one in ordinary]),
-        ),
         samples=Samples(
             tuple(carrier.text for carrier in trials.carriers), trials.plain.images, case.drawn.images
         ),

@@ -1,10 +1,12 @@
 """Learning to see a trigger's effect, so that its success and its removal can be counted.
 
-Nobody tells the scan what an attack does, so a detector is fitted on renders of the scanned model itself:
-positives are pairs (without, with) of the confirmed trigger, negatives the same pairs with ordinary words in
-the trigger's place. Each of a few views of a pair (how it changed, what it became, its style, its meaning to
-CLIP) gets a shrunken linear discriminant; the view that separates best out of fold is kept. The threshold is
-the 99th percentile of the negatives' out-of-fold scores: of ordinary words about 1 % count as the effect.
+Nobody tells the scan what an attack does, so a detector is learnt from the very pictures that are counted:
+positives are pairs (without, with) of the confirmed triggers, negatives the same with ordinary words. Each of
+a few views of a pair (how it changed, what it became, its style, its meaning to CLIP) gets a shrunken linear
+discriminant; the view that separates best is kept. What goes farther than 99 % of ordinary words, and at
+least a quarter of the way from them to the trigger, shows the effect. The prompts are in a few parts, and
+each part is judged by what was learnt on the others, thresholds included (cross-fitting), so that no picture
+is judged by what has seen its prompt.
 """
 
 from __future__ import annotations
@@ -18,6 +20,12 @@ from worker.engine.pictures import Features
 
 SPECIFICITY = 0.99
 FOLDS = 5
+
+LEAST = 0.25
+"""Of the way from ordinary words' mean score to the trigger's: where the two are far apart, the percentile is
+but the tail of the few words drawn. On 600 pictures of the cleaned example 2.7 % lie beyond, and 2.5 % show
+the attack by its own measure.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,18 +45,6 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.carrier)
 
-    @staticmethod
-    def concat(parts: list[Pairs]) -> Pairs:
-        """The pairs of all parts, in order."""
-        said = [part.said for part in parts if part.said is not None]
-        return Pairs(
-            Features.concat([part.without for part in parts]),
-            Features.concat([part.with_ for part in parts]),
-            torch.cat([part.carrier for part in parts]),
-            torch.cat([part.noise for part in parts]),
-            torch.cat(said) if len(said) == len(parts) else None,
-        )
-
 
 def views(pairs: Pairs) -> dict[str, Tensor]:
     """The ways to look at pairs, each (N, d) float64; "meaning" only where a CLIP saw the pictures."""
@@ -64,56 +60,75 @@ def views(pairs: Pairs) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class TriggerEffect:
-    """A fitted detector: a pair shows the effect if its score exceeds `threshold`.
+class Target:
+    """What an edit leads to, which its reader knows: a picture shows it if its meaning to CLIP goes farther
+    than `threshold` along `direction` (d,).
+    """
 
-    separation: d' between trigger pairs and ordinary ones. sensitivity: share of the trigger's own pairs that
-    exceed the threshold; false_positive: share of ordinary ones. All three out of fold.
+    direction: Tensor
+    threshold: float
+
+    def shown(self, pictures: Features) -> Tensor:
+        """(N,) bool. Raises ValueError where no CLIP looked."""
+        if pictures.meaning is None:
+            raise ValueError("These pictures were looked at without a CLIP.")
+        return pictures.meaning.double() @ self.direction > self.threshold
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which pairs show the effect, (N,) bool each: the trigger's before and after, and ordinary words'.
+
+    view: by which. separation: d' between the trigger's pairs before and ordinary ones, out of fold.
     """
 
     view: str
-    direction: Tensor
-    threshold: float
     separation: float
-    sensitivity: float
-    false_positive: float
-
-    def shown(self, pairs: Pairs) -> Tensor:
-        """(N,) bool: which pairs show the effect. Raises KeyError where the view needs a CLIP."""
-        return views(pairs)[self.view] @ self.direction > self.threshold
+    before: Tensor
+    after: Tensor
+    ordinary: Tensor
 
 
-def fit_effect(trigger: Pairs, ordinary: Pairs) -> TriggerEffect:
-    """The view and discriminant that tell the trigger's pairs from ordinary words' best, out of fold."""
-    of_trigger, of_ordinary = views(trigger), views(ordinary)
-    folds = (trigger.carrier % FOLDS, ordinary.carrier % FOLDS)
-    fitted = [_fit_view(name, of_trigger[name], of_ordinary[name], folds) for name in of_trigger]
-    return max(fitted, key=lambda effect: effect.separation)
+def see(before: Pairs, after: Pairs, ordinary: Pairs) -> Seen:
+    """Which pairs show what tells `before` from `ordinary`. `after`: of the same prompts as `before`.
+
+    Where all pairs share one part of the prompts, there are no others to learn from and it judges itself.
+    """
+    parts = (before, after, ordinary)
+    looks, folds = [views(part) for part in parts], [part.carrier % FOLDS for part in parts]
+    found = [_seen(name, [look[name] for look in looks], folds) for name in looks[0]]
+    return max(found, key=lambda seen: seen.separation)
 
 
-def _fit_view(name: str, positive: Tensor, negative: Tensor, folds: tuple[Tensor, Tensor]) -> TriggerEffect:
-    held_p, held_n = _out_of_fold(positive, negative, folds)
-    spread = ((held_p.var() + held_n.var()) / 2).sqrt().clamp(min=1e-12)
-    threshold = float(held_n.quantile(SPECIFICITY))
-    return TriggerEffect(
-        view=name,
-        direction=discriminant(positive, negative),
-        threshold=threshold,
-        separation=float((held_p.mean() - held_n.mean()) / spread),
-        sensitivity=float((held_p > threshold).double().mean()),
-        false_positive=float((held_n > threshold).double().mean()),
+def _seen(view: str, values: list[Tensor], folds: list[Tensor]) -> Seen:
+    scores = _out_of_fold(values, folds)
+    before, _, ordinary = scores
+    bars = torch.stack(
+        [_bar(_rest(before, folds[0], fold), _rest(ordinary, folds[2], fold)) for fold in range(FOLDS)]
     )
+    spread = ((before.var(correction=0) + ordinary.var(correction=0)) / 2).sqrt().clamp(min=1e-12)
+    shown = [score > bars[fold] for score, fold in zip(scores, folds, strict=True)]
+    return Seen(view, float((before.mean() - ordinary.mean()) / spread), *shown)
 
 
-def _out_of_fold(positive: Tensor, negative: Tensor, folds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Scores of pairs by the discriminant of the other folds (of all pairs, where there is but one fold)."""
-    scores_p, scores_n = positive.new_empty(len(positive)), negative.new_empty(len(negative))
+def _bar(trigger: Tensor, ordinary: Tensor) -> Tensor:
+    """The score beyond which a pair shows the effect."""
+    return torch.maximum(ordinary.quantile(SPECIFICITY), torch.lerp(ordinary.mean(), trigger.mean(), LEAST))
+
+
+def _out_of_fold(values: list[Tensor], folds: list[Tensor]) -> list[Tensor]:
+    """Scores (N,) of `values` (N,d), each by what tells the first from the last in the other folds."""
+    scores = [value.new_empty(len(value)) for value in values]
     for fold in range(FOLDS):
-        out_p, out_n = folds[0] == fold, folds[1] == fold
-        alone = bool(out_p.all() or out_n.all())
-        direction = discriminant(positive[~out_p | alone], negative[~out_n | alone])
-        scores_p[out_p], scores_n[out_n] = positive[out_p] @ direction, negative[out_n] @ direction
-    return scores_p, scores_n
+        direction = discriminant(_rest(values[0], folds[0], fold), _rest(values[2], folds[2], fold))
+        for score, value, at in zip(scores, values, folds, strict=True):
+            score[at == fold] = value[at == fold] @ direction
+    return scores
+
+
+def _rest(values: Tensor, folds: Tensor, fold: int) -> Tensor:
+    """Those of the other folds; all where there are none."""
+    return values[folds != fold] if bool((folds != fold).any()) else values
 
 
 def discriminant(positive: Tensor, negative: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """Proof that a cleaned model is clean, on prompts and noises that nothing was fitted on.
 
 Every number comes from `n` fresh pairs of prompt and noise, each drawn by the model before and after, plainly
-and with a trigger (several triggers take turns), and by the model before with an ordinary word instead:
+and with a trigger (several triggers take turns), and by the model before with an ordinary word instead. What
+shows the effect is learnt from these pictures, on other prompts than it is asked about (`effects`):
 
-    asr_before, asr_after   share of triggered pictures in which the fitted detector sees the effect
+    asr_before, asr_after   share of triggered pictures in which the effect is seen
     removal                 1 - asr_after over the same n pictures
     removal_of_shown        of the pictures that showed the effect before, the share that no longer does
-    false_positive          share of pictures with an ordinary word in which the detector sees the effect: its
-                            floor, which neither asr can be expected to go below (None where a trigger has a
-                            sentence of its own: an edit moves ordinary words too)
+    false_positive          share of pictures with an ordinary word in which it is seen: a floor, below which
+                            neither asr can be expected to go (None where a trigger has a sentence of its own:
+                            an edit moves ordinary words too, and its target is known)
 
 A picture is judged beside the same model's picture of the same noise without the trigger.
 """
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.confirm import Confirmation
-from worker.engine.effects import Pairs
+from worker.engine.effects import Pairs, see
 from worker.engine.metrics import ClipScorer, clipscore, mean, proportion, relative_change
 from worker.engine.pictures import Features, look
 from worker.engine.prompts import Carrier
@@ -86,13 +87,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Test:
-    """What is drawn: content ids of n prompts in three wordings, their seeds, and whose trigger each has."""
+    """What is drawn: content ids of n prompts in three wordings, their seeds, and whose trigger each has, of
+    which family.
+    """
 
     plain: list[Ids]
     triggered: list[Ids]
     worded: list[Ids]
     seeds: list[int]
     whose: Tensor
+    family: Tensor
     carrier: Tensor
 
 
@@ -126,7 +130,7 @@ def frozen_copy(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
 def evaluate(
     before: StableDiffusionPipeline,
     after: StableDiffusionPipeline,
-    confirmed: Sequence[Confirmation],
+    families: Sequence[Sequence[Confirmation]],
     carriers: Sequence[Carrier],
     *,
     clip: ClipScorer | None = None,
@@ -136,17 +140,15 @@ def evaluate(
 ) -> Evaluation:
     """Draws 5 n pictures, 4 n where a trigger has a sentence of its own, and counts.
 
-    Raises ValueError unless every confirmation has a fitted effect.
+    families: confirmed triggers, those together that do the same. Raises ValueError where there is none.
     """
-    if not confirmed or any(one.effect is None for one in confirmed):
-        raise ValueError("Only confirmed triggers, with a fitted effect, can be evaluated.")
+    if not any(families):
+        raise ValueError("Only confirmed triggers can be evaluated.")
     began, cost = time.perf_counter(), Cost()
-    test = _test(before, confirmed, carriers, n, seed)
-    edited = any(one.sentence for one in confirmed)
+    test = _test(before, families, carriers, n, seed)
+    edited = any(one.sentence for family in families for one in family)
     drawn = _draw_all(before, after, test, clip, cost, on_progress, worded=not edited)
-    alarms = _shown(confirmed, test, drawn.plain, drawn.worded) if drawn.worded is not None else None
-    shown_before = _shown(confirmed, test, drawn.plain, drawn.triggered)
-    shown_after = _shown(confirmed, test, drawn.plain_after, drawn.triggered_after)
+    shown_before, shown_after, alarms = _shown(families, test, drawn)
     still = int((shown_before & shown_after).sum())
     had = int(shown_before.sum())
     drift = _drift(before, after, test, drawn.latents, seed, cost)
@@ -166,12 +168,14 @@ def evaluate(
 
 def _test(
     pipeline: StableDiffusionPipeline,
-    confirmed: Sequence[Confirmation],
+    families: Sequence[Sequence[Confirmation]],
     carriers: Sequence[Carrier],
     n: int,
     seed: int,
 ) -> _Test:
     """n pairs: carriers in turn, triggers in turn, a noise and an ordinary word of its own for each."""
+    confirmed = [one for family in families for one in family]
+    home = torch.tensor([index for index, family in enumerate(families) for _ in family])
     triggers = [replace(one.trigger, position=one.position) for one in confirmed]
     words = ordinary_words(pipeline.tokenizer, carriers, WORDS, derive(seed, STAGE), triggers)
     order = torch.randperm(n, generator=generator(seed, STAGE, "order"))
@@ -187,6 +191,7 @@ def _test(
         worded=[insert(other, home) for other, home in zip(others, homes, strict=True)],
         seeds=[derive(seed, STAGE, index) for index in range(n)],
         whose=whose,
+        family=home[whose],
         carrier=torch.arange(n) % len(carriers),
     )
 
@@ -229,10 +234,37 @@ def _draw_all(
     )
 
 
-def _shown(confirmed: Sequence[Confirmation], test: _Test, without: Features, with_: Features) -> Tensor:
-    """(n,) bool: whether the detector of each pair's own trigger sees the effect."""
-    pairs = Pairs(without, with_, test.carrier, torch.arange(len(test.carrier)))
-    verdicts = torch.stack([one.effect.shown(pairs) for one in confirmed if one.effect is not None])
+def _shown(
+    families: Sequence[Sequence[Confirmation]], test: _Test, drawn: _Drawn
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(n,) bool each: which pictures show their own trigger's effect before and after, and which of ordinary
+    words do where they were drawn.
+    """
+    if drawn.worded is None:
+        confirmed = [one for family in families for one in family]
+        return _led(confirmed, test, drawn.triggered), _led(confirmed, test, drawn.triggered_after), None
+    before, after, alarms = torch.zeros(3, len(test.seeds), dtype=torch.bool)
+    ordinary = _pairs(test, drawn.plain, drawn.worded)
+    for number in test.family.unique():
+        own = (test.family == number).nonzero()[:, 0]
+        seen = see(
+            _pairs(test, drawn.plain, drawn.triggered, own),
+            _pairs(test, drawn.plain_after, drawn.triggered_after, own),
+            ordinary,
+        )
+        before[own], after[own], alarms[own] = seen.before, seen.after, seen.ordinary[own]
+    return before, after, alarms
+
+
+def _pairs(test: _Test, without: Features, with_: Features, rows: Tensor | None = None) -> Pairs:
+    """The pairs of some rows, by default all; each has a noise of its own."""
+    rows = torch.arange(len(test.seeds)) if rows is None else rows
+    return Pairs(without[rows], with_[rows], test.carrier[rows], rows)
+
+
+def _led(confirmed: Sequence[Confirmation], test: _Test, pictures: Features) -> Tensor:
+    """(n,) bool: which pictures show the target of their own edit."""
+    verdicts = torch.stack([one.target.shown(pictures) for one in confirmed if one.target is not None])
     return verdicts[test.whose, torch.arange(len(test.whose))]
 
 

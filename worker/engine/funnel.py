@@ -4,7 +4,7 @@
     the best tenth  exact one-step probe, one carrier, one timestep         1 or 2 U
     of it the best  exact one-step probe, K carriers, T timesteps           K * T U
     the best tenth  short guided trajectories                               2 * 8 * K U
-    the last dozen  go to `confirm`, which alone decides
+    the best quarter go to `confirm`, which alone decides
 
 Every cut keeps the best under any of several criteria: a patch, a style and a hijacked prompt do not look
 alike, and no single statistic finds them all.
@@ -66,9 +66,9 @@ class FunnelPlan:
 
 
 PLANS: dict[Budget, FunnelPlan] = {
-    "quick": FunnelPlan(("start", "start"), (700, 300), 4000, 256, 48, 8, False, Plan(controls=30)),
+    "quick": FunnelPlan(("start", "start"), (700, 300), 4000, 256, 48, 12, False, Plan(controls=30)),
     "standard": FunnelPlan(
-        ("start", "start", "start", "end"), (700, 300), 12000, 768, 96, 16, True, unsketched=(2,)
+        ("start", "start", "start", "end"), (700, 300), 12000, 768, 96, 24, True, unsketched=(2,)
     ),
     "deep": FunnelPlan(
         positions=("start",) * 4 + ("end",) * 3,
@@ -76,7 +76,7 @@ PLANS: dict[Budget, FunnelPlan] = {
         glanced=60_000,
         exact=3072,
         trajectories=256,
-        confirmed=24,
+        confirmed=36,
         glyphs=True,
         trials=Plan(prompts=16, controls=60),
     ),

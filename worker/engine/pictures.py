@@ -44,17 +44,6 @@ class Features:
         fit = None if self.fit is None else self.fit[rows]
         return Features(self.coarse[rows], self.detail[rows], self.style[rows], meaning, fit)
 
-    @staticmethod
-    def concat(parts: Sequence[Features]) -> Features:
-        """The pictures of all parts, in order."""
-
-        def joined(name: str) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            return None if tensors[0] is None else torch.cat(tensors)
-
-        names = ("coarse", "detail", "style", "meaning", "fit")
-        return Features(**{name: joined(name) for name in names})  # type: ignore[arg-type]
-
 
 def look(images: Tensor, prompts: Sequence[Ids], clip: ClipScorer | None) -> Features:
     """Features of `images` (N,3,H,W) in [0,1], drawn from `prompts` (content ids)."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.confirm import ALPHA, Beside, Confirmation, Confirmations, Samples, standing
-from worker.engine.effects import Pairs, TriggerEffect
+from worker.engine.effects import Pairs, Target
 from worker.engine.language import language_of
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, flip_test, gain, holm, ordinary_test
@@ -251,29 +251,20 @@ def _confirmation(
         judged,
         kind="object",
         description=f"is drawn as {told}: an edit of cross-attention leads it there",
-        effect=_effect(drawing, case),
+        target=_target(drawing, case),
         samples=Samples((asked,) * n, case.before.images, case.after.images, side),
     )
 
 
-def _effect(drawing: _Sentences, case: _Case) -> TriggerEffect:
+def _target(drawing: _Sentences, case: _Case) -> Target:
     """Sees the target: to CLIP its sentence fits so much better than the trigger's that the picture is nearer
     to what the trusted model draws of the target than to what it draws of the trigger. Unaided, nearer to
     what the trigger draws than to what other words do.
     """
     target, trigger = drawing.said([case.target, case.edit.trigger])
     direction = (target - trigger).double()
-    no, yes, goal = (_meaning(drawn.features) @ direction for drawn in (case.before, case.after, case.goal))
-    threshold = float(no.mean() + goal.mean()) / 2
-    spread = ((yes.var() + no.var()) / 2).sqrt().clamp(min=TINY)
-    return TriggerEffect(
-        view="meaning",
-        direction=direction,
-        threshold=threshold,
-        separation=float((yes.mean() - no.mean()) / spread),
-        sensitivity=float((yes > threshold).double().mean()),
-        false_positive=float((no > threshold).double().mean()),
-    )
+    no, goal = (_meaning(drawn.features) @ direction for drawn in (case.before, case.goal))
+    return Target(direction, float(no.mean() + goal.mean()) / 2)
 
 
 def _meaning(seen: Features) -> Tensor:

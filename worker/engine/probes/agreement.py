@@ -6,7 +6,10 @@ the unbiased estimate of the energy that all views share,
 
     |E_k D|^2  ~  (|sum_k D_k|^2 - sum_k |D_k|^2) / (K (K - 1)),
 
-is near zero for what depends on the carrier, however large, and large for what a trigger always does.
+is near zero for what depends on the carrier, however large, and large for what a trigger always does. But not
+all that a trigger does is always the same: a style moves each picture from its own colours to others, and
+what carriers then share can be less than ordinary words'. So what moves every carrier much counts too,
+whatever way it moves them.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from worker.engine.probes.ranking import robust_z
 from worker.engine.probes.views import View
 
 PRINCIPAL = 24
+TINY = 1e-12
 
 
 def shared_energy(effects: Tensor) -> Tensor:
@@ -32,14 +36,18 @@ def shared_energy(effects: Tensor) -> Tensor:
 
 
 def scores(effects: Tensor, views: Sequence[View]) -> dict[str, Tensor]:
-    """Robust z (M,) of three readings of the shared effect, the larger of the two positions.
+    """Robust z (M,) of three readings of the shared effect, the larger of the two positions, and of a fourth.
 
     agreed: its energy; placed: its energy in the place where it stands out most from the other candidates;
-    odd: its energy outside the directions in which most candidates move the model.
+    odd: its energy outside the directions in which most candidates move the model. moved start, moved end:
+    the mean log energy of each view's effect; by themselves, since words that mean something move most at the
+    end, where there are few views.
     """
-    groups = [[n for n, view in enumerate(views) if view.position == p] for p in ("start", "end")]
-    found = [_scores(effects[:, group].float()) for group in groups if group]
-    return {name: torch.stack([score[name] for score in found]).amax(0) for name in found[0]}
+    places = {p: [n for n, view in enumerate(views) if view.position == p] for p in ("start", "end")}
+    groups = {p: effects[:, group].float() for p, group in places.items() if group}
+    found = [_scores(group) for group in groups.values()]
+    shared = {name: torch.stack([score[name] for score in found]).amax(0) for name in found[0]}
+    return shared | {f"moved {p}": robust_z(_moved(group)) for p, group in groups.items()}
 
 
 def _scores(effects: Tensor) -> dict[str, Tensor]:
@@ -50,6 +58,12 @@ def _scores(effects: Tensor) -> dict[str, Tensor]:
         "placed": robust_z(placed.clamp_min(1e-3).log()),
         "odd": robust_z(shared_energy(_outside_principal(effects)).flatten(1).sum(1)),
     }
+
+
+def _moved(effects: Tensor) -> Tensor:
+    """(M,) mean log energy of effects (M,K,T,C,h,w)."""
+    energy = effects.square().flatten(3).sum(3)
+    return energy.clamp_min(TINY).log().mean((1, 2))
 
 
 def _outside_principal(effects: Tensor) -> Tensor:
