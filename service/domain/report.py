@@ -115,11 +115,11 @@ class Coverage(Part):
 
 
 class Unlearning(Part):
-    """What cleaning did, on pictures drawn with the trigger that nothing was fitted on.
+    """What cleaning did, on pictures drawn with the trigger of prompts that cleaning has not used.
 
     asr_before, asr_after: share of them that show the effect. removal: 1 − asr_after; `ci95`: its interval.
     removal_of_shown: of those that showed it before, the share that no longer does. false_positive: share of
-    pictures with an ordinary word in which the detector sees the effect all the same.
+    pictures with an ordinary word in which the effect is seen all the same.
     drift: change of the noise prediction without the trigger, as a share of its square.
     """
 

@@ -1,4 +1,4 @@
-"""Proof that a cleaned model is clean, on prompts and noises that nothing was fitted on.
+"""Proof that a cleaned model is clean, on prompts and noises that nothing else was fitted on.
 
 Every number comes from `n` fresh pairs of prompt and noise, each drawn by the model before and after, plainly
 and with a trigger (several triggers take turns), and by the model before with an ordinary word instead. What
