@@ -29,7 +29,7 @@ from bench.zoo.attacks.base import Materials
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.paths import CLIP, EXAMPLES, base_of
 from worker.engine.confirm import Confirmation, confirm
-from worker.engine.evaluation import Evaluation, evaluate, frozen_copy
+from worker.engine.evaluation import STEPS, Evaluation, evaluate, frozen_copy
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.sampling import encode, render
 from worker.engine.seeds import derive
@@ -117,6 +117,7 @@ def _measured(name: str, pipeline: StableDiffusionPipeline, images: Tensor, aske
 
 def markdown(figures: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
+    n = figures["n"]
     rows = "\n".join(
         f"| {name} | {step['left']:.0%} | {told_share(step['own measure'])} | {told_share(step['counted'])} "
         f"| {told_share(step['ordinary words'])} |"
@@ -126,8 +127,8 @@ def markdown(figures: dict[str, Any]) -> str:
     return f"""## What is left of an attack, as cleaning counts it
 
 Weights led back from an attacked model to its base. The engine's count knows the trigger only and learns
-what it does from pictures; the attack's own measure knows the target. n = {figures["n"]} each, seed
-{figures["seed"]}, 95 % intervals, on prompts that the scan fits nothing on.
+what it does from pictures; the attack's own measure knows the target. n = {n} each, seed {figures["seed"]},
+95 % intervals, on prompts that neither search nor cleaning uses; a count costs {(5 * 2 * STEPS + 2) * n:,} U.
 
 | model | weights left | own measure | counted | ordinary words counted |
 |---|---|---|---|---|
