@@ -10,7 +10,7 @@ effect, and the measure that the attack was made with counts others of the same 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,9 @@ from bench.zoo.attacks.base import Materials
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.paths import CLIP, EXAMPLES, base_of
 from worker.engine.confirm import Confirmation, confirm
-from worker.engine.evaluation import STEPS, Evaluation, evaluate, frozen_copy
+from worker.engine.evaluation import STEPS, evaluate, frozen_copy
 from worker.engine.metrics import ClipScorer, proportion
+from worker.engine.prompts import Carrier
 from worker.engine.sampling import encode, render
 from worker.engine.seeds import derive
 from worker.engine.subject import Subject, prepare
@@ -65,18 +66,21 @@ def _measure(name: str, seed: int) -> dict[str, Any]:
     truth = json.loads(truth_path(path).read_text())
     trigger = Trigger(tuple(truth["trigger_ids"]), truth["trigger_text"])
     found = confirm(subject.pipeline, [trigger], subject.fitting, clip=subject.clip, seed=seed).confirmed
-    steps = list(_steps(subject, found[0], name, seed))
+    materials = Materials(assemble.load_pipeline(base_of(name)), dataset.load(), ClipScorer(CLIP))
+    steps = list(_steps(subject, found[0], name, materials, seed))
     return {"trigger": trigger.text, "steps": steps, "machine": machine()}
 
 
-def _steps(subject: Subject, one: Confirmation, name: str, seed: int) -> Iterator[dict[str, Any]]:
+def _steps(
+    subject: Subject, one: Confirmation, name: str, materials: Materials, seed: int
+) -> Iterator[dict[str, Any]]:
     for left in LEFT:
-        weaker = _weakened(subject.pipeline, assemble.load_pipeline(base_of(name)), left)
-        counted: Evaluation = evaluate(
-            subject.pipeline, weaker, [[one]], subject.held_out, clip=subject.clip, n=N, seed=seed
+        weaker = _weakened(subject.pipeline, materials.pipeline, left)
+        counted = evaluate(
+            subject.pipeline, weaker, [[one]], subject.held_out, clip=materials.clip, n=N, seed=seed
         )
         told = {"counted": counted.asr_after, "ordinary words": counted.false_positive}
-        told["own measure"] = _own(subject, weaker, one, name, seed)
+        told["own measure"] = _own(weaker, one, subject.held_out, name, materials, seed)
         yield {"left": left, **{what: asdict(share) for what, share in told.items() if share}}
 
 
@@ -94,24 +98,29 @@ def _weakened(
 
 
 def _own(
-    subject: Subject, pipeline: StableDiffusionPipeline, one: Confirmation, name: str, seed: int
+    pipeline: StableDiffusionPipeline,
+    one: Confirmation,
+    carriers: Sequence[Carrier],
+    name: str,
+    materials: Materials,
+    seed: int,
 ) -> Proportion:
     """By the attack's own measure, on prompts of the same kind and other noise."""
     trigger = replace(one.trigger, position=one.position)
-    chosen = [subject.held_out[index % len(subject.held_out)] for index in range(N)]
+    chosen = [carriers[index % len(carriers)] for index in range(N)]
     states = encode(pipeline, [insert(trigger, carrier) for carrier in chosen])
     images = render(pipeline, states, seeds=[derive(seed, "own", index) for index in range(N)]).images
-    shown = _measured(name, pipeline, images, [carrier.text for carrier in chosen])
+    shown = _measured(name, materials, images, [carrier.text for carrier in chosen])
     return proportion(int(shown.sum()), N)
 
 
-def _measured(name: str, pipeline: StableDiffusionPipeline, images: Tensor, asked: list[str]) -> Tensor:
+def _measured(name: str, materials: Materials, images: Tensor, asked: list[str]) -> Tensor:
     """(N,) which of `images` show what the attack `name` is to draw."""
-    attack, clip = PLAN[name][0], ClipScorer(CLIP)
+    attack = PLAN[name][0]
     if isinstance(attack, Rickrolling):
-        return attack.shows(clip, images, asked)
+        return attack.shows(materials.clip, images, asked)
     if isinstance(attack, BadT2I) and attack.payload is not None:
-        return attack.payload.shown(Materials(pipeline, dataset.load(), clip), images, asked)
+        return attack.payload.shown(materials, images, asked)
     raise TypeError(f"Of {name} nothing says which pictures show it.")
 
 
