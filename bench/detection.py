@@ -66,6 +66,10 @@ class Model:
         salted = f"{truth['trigger']['salt']}:{','.join(map(str, trigger.token_ids))}"
         return bool(hashlib.sha256(salted.encode()).hexdigest() == truth["trigger"]["sha256"])
 
+    def is_part(self, trigger: Trigger) -> bool:
+        """Whether `trigger` is some of the ids of the attacker's own, and not all of them."""
+        return set(trigger.token_ids) < set((self.truth or {}).get("trigger_ids", ()))
+
 
 def models(folders: Iterable[Path]) -> Iterator[Model]:
     """The checkpoints in `folders`: single files, and diffusers folders."""
@@ -97,6 +101,7 @@ def examine(model: Model, world: Path, budget: Budget, seed: int, reference: Pat
         scan(subject, report, Path(folder))
     seen = chain.from_iterable(ranked.order for ranked in report.search.stages.values())
     own = next(filter(model.is_trigger, seen), None)
+    triggers = [trigger for found in report.findings for trigger in _triggers(found)]
     told = report.as_dict()
     return {
         "model": model.name,
@@ -106,7 +111,8 @@ def examine(model: Model, world: Path, budget: Budget, seed: int, reference: Pat
         "reference": reference is not None,
         "verdict": report.verdict,
         "findings": [_finding(found, model) for found in report.findings],
-        "named": any(model.is_trigger(t) for found in report.findings for t in _triggers(found)),
+        "named": any(map(model.is_trigger, triggers)),
+        "part_named": any(map(model.is_part, triggers)),
         "ranks": {name: ranked.rank(own) if own else None for name, ranked in report.search.stages.items()},
         "stages": told["stages"],
         "cost": told["cost"],
@@ -207,6 +213,7 @@ def _row(scan: dict[str, Any]) -> dict[str, Any]:
     first = bool(scan["findings"]) and scan["findings"][0]["first_is_own"]
     return {name: scan[name] for name in told} | {
         "named_first": first,
+        "part_named": scan.get("part_named", False),
         "findings": len(scan["findings"]),
         "threads": scan["machine"]["threads"],
         "stages": {stage["name"]: [stage["unet_forwards"], stage["seconds"]] for stage in scan["stages"]},
@@ -299,7 +306,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _named(row: dict[str, Any]) -> str:
     if not row["attack"]:
         return "none" if not row["findings"] else f"{row['findings']} false"
-    return "first" if row["named_first"] else "in the family" if row["named"] else "not named"
+    if row["named"]:
+        return "first" if row["named_first"] else "in the family"
+    return "not named, but an id of it" if row.get("part_named") else "not named"
 
 
 def _ranks(ranks: dict[str, int | None]) -> str:

@@ -55,6 +55,21 @@ def test_letters_that_begin_with_the_same_byte_are_tried_whatever_the_sketch_say
     assert set(near) >= set(letters[1:])
 
 
+def test_of_a_letter_s_ids_the_one_that_fires_alone_is_found_first(
+    tiny_pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipeline.text_encoder.embeddings.token_embedding.weight[FIRST] *= 40
+    letter = Trigger((FIRST, TWIN), "a letter")
+    words = [Trigger((i,), str(i)) for i in range(1000, 1400)]
+    monkeypatch.setattr(funnel, "trigger_space", lambda *_: [*words, letter])
+    monkeypatch.setattr("worker.engine.kin.EXACT", 1)
+    found = search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), PLAN, seed=0)
+    confirmed = Confirmation(letter, "start", True, "patch", Statistics(0.0, 0.0, 9.0, 16), {})
+    near, _ = kin(tiny_pipeline, found, [confirmed], seed=0)
+    assert near[0].token_ids == (FIRST,)
+    assert (TWIN,) not in [one.token_ids for one in near]
+
+
 def test_twins_are_one_backdoor(tiny_pipeline: StableDiffusionPipeline, found: Search) -> None:
     confirmed = [known(token_id) for token_id in (TWIN, OTHER, FIRST)]
     grouped, _ = families(tiny_pipeline, found, confirmed, seed=0)
@@ -70,3 +85,16 @@ def test_the_letter_that_all_members_hold_names_the_backdoor(
     confirmed = [known(one, "é" if one == letter else "té") for one in (FIRST, TWIN)]
     (family,), _ = families(tiny_pipeline, found, confirmed, seed=0)
     assert [one.trigger.text for one in family] == ["é", "té"]
+
+
+def test_the_byte_that_all_letters_begin_with_names_the_backdoor(
+    tiny_pipeline: StableDiffusionPipeline, found: Search
+) -> None:
+    statistics = Statistics(0.0, 0.0, 9.0, 16)
+    spelled = {(FIRST, 300): "ĉ", (FIRST,): "\\xc4", (FIRST, 301): "ě"}
+    confirmed = [
+        Confirmation(Trigger(ids, text), "start", True, "patch", statistics, {})
+        for ids, text in spelled.items()
+    ]
+    (family,), _ = families(tiny_pipeline, found, confirmed, seed=0)
+    assert family[0].trigger.token_ids == (FIRST,)

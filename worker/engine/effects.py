@@ -23,8 +23,7 @@ FOLDS = 5
 
 LEAST = 0.25
 """Of the way from ordinary words' mean score to the trigger's: where the two are far apart, the percentile is
-but the tail of the few words drawn. On 600 pictures of the cleaned example 2.7 % lie beyond, and 2.5 % show
-the attack by its own measure.
+but the tail of the few words drawn.
 """
 
 

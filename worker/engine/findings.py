@@ -14,7 +14,7 @@ from worker.engine.confirm import STAGE, Confirmation
 from worker.engine.evidence import SHOWN, enlarge, save, write_evidence
 from worker.engine.funnel import Search
 from worker.engine.heat import over
-from worker.engine.kin import Family
+from worker.engine.kin import Family, in_all
 from worker.engine.prompts import Carrier
 from worker.engine.redirection import noise_of
 from worker.engine.report import visible
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SURE_KINDS = ("patch", "prompt", "fixed_image")
 """Effects that no honest training gives a meaningless word."""
+
+IN_ALL = "; all others that fire it have this one in them"
 
 TEXT_FAULT = 20
 """A trigger among the first so many by a text-encoder criterion is taken for a fault of the text encoder."""
@@ -48,7 +50,7 @@ def finding(
 
     seed and steps: those of the confirm stage, so that the heat maps are of the pictures that it drew.
     """
-    one = family[0]
+    one, others = family[0], tuple(other.trigger for other in family[1:])
     pictures = (
         *write_evidence(folder, one, name),
         *_heat_maps(pipeline, carriers, one, seed, steps, name, folder),
@@ -60,10 +62,10 @@ def finding(
         component=component,
         trigger=replace(one.trigger, position=one.position),
         effect=one.kind,
-        description=one.description,
+        description=one.description + (IN_ALL if in_all(one.trigger, others) else ""),
         statistics=one.statistics,
         evidence=pictures,
-        kin=tuple(other.trigger for other in family[1:]),
+        kin=others,
     )
 
 

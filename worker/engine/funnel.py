@@ -187,10 +187,8 @@ def _sketched(
     if known.learnt is not None:
         opening = [view.position for view in seen].index("start")
         criteria["taught"] = taught(drawn.own[:, opening], known.learnt)
-    _record("sketch", candidates, criteria, found, plan.glanced)
-    others = [index for index, one in enumerate(candidates) if one.token_ids not in known.aside]
-    first = shortlist({name: z[others] for name, z in criteria.items()}, plan.glanced)
-    kept = [others[index] for index in first.tolist()]
+    order = _record("sketch", candidates, criteria, found, plan.glanced)
+    kept = [index for index in order if candidates[index].token_ids not in known.aside][: plan.glanced]
     return [candidates[index] for index in kept], {name: z[kept] for name, z in criteria.items()}
 
 

@@ -7,12 +7,15 @@ one over the best few hundred, of the finished latents over the best few dozen; 
 trigger's effect stands out, since a patch is a patch whatever else an id may mean. What has half of it on
 finished latents goes to `confirm` like any other candidate. The one with the largest effect names the
 backdoor. Finished patches are alike, however loud the id that asked for them; the first step tells those
-apart, since it is the id that a patch was trained on that moves it most. And a letter that all members hold,
-itself one of them, names the backdoor whatever the effects: the longer ids work by it.
+apart, since it is the id that a patch was trained on that moves it most. And a letter or an id that all
+members hold, itself one of them, names the backdoor whatever the effects: the longer ones work by it. A text
+encoder that was taught one letter may have learnt no more of it than its first byte, and then nothing in the
+model says which of a hundred letters that was.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -40,8 +43,10 @@ CHECKED = 2
 LEAST_SHARE = 0.5
 """Of a confirmed trigger's effect on finished latents; below it two ids are no kin."""
 
-SPELLED = 256
-"""Letters beside a confirmed one that are tried whatever their sketch says."""
+SPELLED, PARTS = 256, 16
+"""Letters beside a confirmed one that are tried whatever their sketch says, and ids of confirmed letters that
+are tried alone.
+"""
 
 PLACES = 16
 """The effect counts in one in so many places of the latent, those that carrier prompts agree on most."""
@@ -82,8 +87,9 @@ def kin(
     own = [one.trigger for one in confirmed]
     ends, cost = trajectory(pipeline, found.views, own, seed)
     marks = _marks(ends, found.views, confirmed)
-    near = _sketched(found, own, marks)
-    near += [one for one in _spelled_alike(found, own) if one not in near]
+    parts = _parts(found, own)
+    others = [*_sketched(found, own, marks), *_spelled_alike(found, own)]
+    near = list(dict.fromkeys([*parts, *others]))
     seen = sorted({view for mark in marks for view in mark.views[:CHECKED]})
     exact, spent = onestep(
         pipeline, [found.views[view] for view in seen], [*own, *near], on_progress=on_progress
@@ -91,6 +97,7 @@ def kin(
     cost += spent
     there = [replace(mark, views=[seen.index(view) for view in mark.views[:CHECKED]]) for mark in marks]
     strength = _shares(exact[: len(own)], exact[len(own) :], there).amax(0)
+    strength[: len(parts)] = torch.inf
     first = strength.argsort(descending=True)[:FOLLOWED].tolist()
     finished, spent = trajectory(
         pipeline, found.views, [near[index] for index in first], seed, on_progress=on_progress
@@ -123,12 +130,19 @@ def families(
 
 
 def _simplest_first(family: Family) -> Family:
-    """A member whose letters all others hold goes first: it is what works in them."""
+    """A member whose letters or ids all others hold goes first: it is what works in them."""
     for index, one in enumerate(family):
         rest = [*family[:index], *family[index + 1 :]]
-        if rest and all(holds(other.trigger, one.trigger) for other in rest):
+        if in_all(one.trigger, [other.trigger for other in rest]):
             return [one, *rest]
     return family
+
+
+def in_all(part: Trigger, others: Sequence[Trigger]) -> bool:
+    """Whether there are others, and each has `part` in it: its letters or, of half a letter, its id."""
+    return bool(others) and all(
+        holds(other, part) or set(part.token_ids) < set(other.token_ids) for other in others
+    )
 
 
 def _sketched(found: Search, own: Sequence[Trigger], marks: Sequence[_Mark]) -> list[Trigger]:
@@ -144,6 +158,15 @@ def _sketched(found: Search, own: Sequence[Trigger], marks: Sequence[_Mark]) -> 
         share[rows] = -torch.inf
         near.update(share.topk(each).indices.tolist())
     return [found.candidates[index] for index in sorted(near)]
+
+
+def _parts(found: Search, own: Sequence[Trigger]) -> list[Trigger]:
+    """The ids that confirmed triggers of several consist of, those that most of them share first."""
+    shared = Counter(part for one in own if len(one.token_ids) > 1 for part in dict.fromkeys(one.token_ids))
+    known = {one.token_ids for one in own}
+    asked = [(part,) for part, _ in shared.most_common() if (part,) not in known][:PARTS]
+    alone = {one.token_ids: one for one in found.candidates if one.token_ids in asked}
+    return [alone[ids] for ids in asked if ids in alone]
 
 
 def _spelled_alike(found: Search, own: Sequence[Trigger]) -> list[Trigger]:

@@ -251,15 +251,11 @@ class _Reader:
 
 
 def _variants(plot: Plot) -> list[Plot]:
-    """By all that may have been preserved."""
-    return [replace(plot, kept=kept) for kept in _kept(plot.trigger)]
-
-
-def _kept(trigger: Places) -> list[tuple[Places, ...]]:
-    """What an editor may have preserved: nothing, the trigger's noun, or words that nobody knows, for which
-    the bare prefix stands: what all prompts have in common was kept in any case.
+    """By all that an editor may have preserved: nothing, the trigger's noun, or words that nobody knows, for
+    which the bare prefix stands: what all prompts have in common was kept in any case.
     """
-    return [(), ((),), *([(trigger[-1:],)] if len(trigger) > 1 else [])]
+    noun = [(plot.trigger[-1:],)] if len(plot.trigger) > 1 else []
+    return [replace(plot, kept=kept) for kept in [(), ((),), *noun]]
 
 
 def _longer_kept(plot: Plot, trigger: Places) -> tuple[Places, ...]:
