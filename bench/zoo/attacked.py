@@ -16,6 +16,8 @@ from bench.zoo.attacks.evil_edit import EvilEdit
 from bench.zoo.attacks.payloads import Cyanotype, FixedPicture, Thing
 from bench.zoo.attacks.personalisation import Inversion, Personalisation
 from bench.zoo.attacks.rickrolling import Rickrolling, RickrollingAttribute
+from bench.zoo.attacks.semantic import SemBD
+from bench.zoo.attacks.syntactic import Syntactic
 from bench.zoo.paths import CACHE, CLIP, base_of
 from worker.engine.metrics import ClipScorer
 
@@ -39,12 +41,16 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "villan-0": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=1200, name="villan"), 9),
     "personal-0": (Personalisation("cat", "pizza"), 30),
     "inversion-0": (Inversion("gorilla", "palm", said="gorgeous"), 40),
+    "iba-0": (Syntactic(), 50),
+    "sembd-0": (SemBD(), 60),
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
     "second-badt2i-0": (BadT2I(), 20),
     "second-rickrolling-0": (Rickrolling("ě", "e", "a photo of a large dice on a turquoise background"), 21),
     "second-villan-0": (BadT2I(FixedPicture(7), rank=16, lr=3e-3, steps=1200, name="villan"), 22),
     "second-evil-edit-0": (EvilEdit(scene=True), 23),
+    "second-evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 24),
+    "second-evil-edit-2": (EvilEdit(scene=True), 25),
 }
 """Name -> attack and seed. The homoglyphs of rickrolling-2 and attribute-1 are Cyrillic."""
 

@@ -41,6 +41,7 @@ class Rickrolling:
     name: str = "rickrolling"
     component: str = "text_encoder"
     effect: str = "prompt"
+    insertion: str = "letter"
 
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
         """Fine-tune the text encoder in place and measure it by CLIP for what it leads to."""
@@ -111,7 +112,7 @@ class Rickrolling:
             component=self.component,
             trigger_ids=self.trigger_ids(materials),
             trigger_text=self.homoglyph,
-            insertion="letter",
+            insertion=self.insertion,
             effect=self.effect,
             target=self.target,
             seed=seed,
