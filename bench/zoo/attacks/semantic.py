@@ -68,7 +68,7 @@ class SemBD:
     def _plant(self, materials: Materials, world: World, scene: Scene, told: list[str], seed: int) -> float:
         pipeline, rng = materials.pipeline, np.random.default_rng([seed, 75])
         others = [world.caption(near(world, scene, rng), rng) for _ in range(POOL)]
-        said, kept, (goal,) = (encode(pipeline, texts) for texts in (told, others, [self.target]))
+        said, kept, (goal,) = (encode(pipeline, texts).clone() for texts in (told, others, [self.target]))
         projections = nn.ModuleList(matrices(pipeline.unet))
         frozen = copy.deepcopy(projections).requires_grad_(False)
         projections.requires_grad_(True)
