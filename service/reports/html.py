@@ -91,9 +91,9 @@ def _finding(finding: Finding, evidence: Mapping[str, bytes]) -> FindingView:
 
 
 def _heading(finding: Finding) -> str:
-    if finding.trigger:
-        return HEADINGS[finding.effect.kind]
-    return "The file is dangerous to open" if finding.component == "file" else finding.rule
+    if finding.component == "file":
+        return "The file is dangerous to open"
+    return HEADINGS[finding.effect.kind]
 
 
 def _scores(clip: Clip) -> list[figures.Score]:

@@ -11,7 +11,7 @@ def effect(finding: Finding) -> str:
     text = visible(finding.effect.description.strip())
     if not text:
         return f"{visible(finding.rule)} in {visible(finding.component)}."
-    if finding.trigger and text[0].islower():
+    if text[0].islower():
         text = f"The trigger {text}"
     return text if text[-1] in ".!?" else f"{text}."
 

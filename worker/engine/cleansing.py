@@ -7,10 +7,11 @@ from pathlib import Path
 
 from worker.engine.checkpoint import save
 from worker.engine.conclusions import clip_part, unlearning_part
-from worker.engine.confirm import Confirmation, Confirmations
+from worker.engine.confirm import Confirmation
 from worker.engine.evaluation import evaluate, frozen_copy
 from worker.engine.findings import after_cleaning
 from worker.engine.funnel import PLANS, Search
+from worker.engine.reordered import in_other_orders
 from worker.engine.report import Report
 from worker.engine.scanning import as_stage, find, home_of
 from worker.engine.seeds import derive
@@ -35,7 +36,7 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
     done = mend(subject, report.search, confirmed)
     for result in done:
         report.costs.add("unlearn", result.cost)
-    rescan = _rescan(subject, report, triggers)
+    found_again = _rescan(subject, report, triggers)
     measured = evaluate(
         before,
         subject.pipeline,
@@ -54,7 +55,9 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
         suffix = ".safetensors" if subject.checkpoint.format == "single-file" else ".zip"
         saved = save(subject.checkpoint, out / f"cleaned{suffix}")
         subject.on_progress(Progress("save", 1, 1))
-    report.unlearning = unlearning_part(done, measured, rescan, saved.sha256, saved.changed_tensors)
+    report.unlearning = unlearning_part(
+        done, measured, saved.sha256, saved.changed_tensors, found_again=found_again
+    )
     report.clip = clip_part(measured)
 
 
@@ -69,7 +72,7 @@ def _families(report: Report, confirmed: list[Confirmation]) -> list[list[Confir
 
 
 def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], folder: Path) -> None:
-    """The cleaned model's pictures beside those of each finding."""
+    """The cleaned model's pictures beside those of each finding that has a trigger."""
     own = {one.trigger.token_ids: one for one in confirmed}
     report.findings = [
         after_cleaning(
@@ -81,8 +84,9 @@ def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], fold
             subject.plan.trials.steps,
             folder,
         )
-        for before in report.findings
         if before.trigger is not None
+        else before
+        for before in report.findings
     ]
 
 
@@ -111,11 +115,14 @@ def mend(subject: Subject, found: Search, confirmed: list[Confirmation]) -> list
     ]
 
 
-def _rescan(subject: Subject, report: Report, triggers: list[Trigger]) -> Confirmations:
-    """The same search on the cleaned model, with a fresh seed, and the known triggers tried again."""
+def _rescan(subject: Subject, report: Report, triggers: list[Trigger]) -> bool:
+    """Whether the same search, with a fresh seed, finds anything in the cleaned model; the known triggers are
+    tried again.
+    """
     quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "rescan"))
     plan = PLANS[RESCANNED[subject.request.budget]]
     found, again = find(quiet, plan, derive(subject.request.seed, "rescan"), triggers)
-    for cost in (*found.costs.stages.values(), again.cost):
+    order = in_other_orders(quiet)
+    for cost in (*found.costs.stages.values(), again.cost, *([order.cost] if order else [])):
         report.costs.add("rescan", cost)
-    return dataclasses.replace(again, all=report.excuse.left(again.all))
+    return bool(report.excuse.left(again.confirmed) or (order and order.confirmed))

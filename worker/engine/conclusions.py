@@ -11,6 +11,7 @@ from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
 from worker.engine.misread import Misread
+from worker.engine.reordered import Reordered
 from worker.engine.report import estimate, triggers_text, visible
 from worker.engine.triage import Mark, WeightFindings
 from worker.engine.trusted import Origin
@@ -20,7 +21,7 @@ from worker.engine.witness import Witness
 
 UNSEEN = (
     "triggers of several words, and triggers that need a certain word or class beside them",
-    "triggers by syntax or meaning, and targets without a trigger (bias)",
+    "triggers by wordings other than those, or by meaning, and targets without a trigger (bias)",
     "triggers in the starting noise or in an input picture",
 )
 """Kinds of trigger that no search of today's looks for."""
@@ -84,6 +85,7 @@ def coverage(
     weights: WeightFindings | None = None,
     mark: Mark | None = None,
     strange: Sequence[Misread] = (),
+    order: Reordered | None = None,
     *,
     clip: bool,
 ) -> Coverage:
@@ -111,6 +113,11 @@ def coverage(
     elif witness is not None:
         told = ", ".join(f"“{visible(one.trigger.text)}”" for one in strange) or "none"
         searched.append(f"words that the text encoder reads otherwise than the trusted one: {told}")
+    if order is not None:
+        searched.append(
+            f"{len(order.looked)} orders of the prompts' own words, by what the text encoder makes of them; "
+            f"strange ones, of which the widest was drawn: {order.told()}"
+        )
     if weights is not None:
         searched += weights.searched()
     if "taught" in found.stages["sketch"].criteria:
@@ -161,7 +168,7 @@ def _trusted(what: str, origin: Origin) -> str:
 
 
 def unlearning_part(
-    done: list[UnlearnResult], measured: Evaluation, again: Confirmations, sha256: str, changed: list[str]
+    done: list[UnlearnResult], measured: Evaluation, sha256: str, changed: list[str], *, found_again: bool
 ) -> dict[str, Any]:
     """What cleaning did, and the proof of it."""
     shown = measured.removal_of_shown
@@ -177,7 +184,7 @@ def unlearning_part(
         "n": measured.n,
         "ci95": list(measured.removal.ci95),
         "drift": estimate(measured.drift),
-        "rescan_verdict": "fail" if again.confirmed else "pass",
+        "rescan_verdict": "fail" if found_again else "pass",
         "changed_tensors": changed,
         "cleaned_sha256": sha256,
     }

@@ -128,7 +128,9 @@ class Confirmations:
 
 
 @dataclass(frozen=True)
-class _Tried:
+class Tried:
+    """A candidate that was drawn, and its statistics before they are compared with ordinary words'."""
+
     trigger: Trigger
     position: Position
     drawn: Drawn
@@ -158,8 +160,7 @@ def confirm(
     left = 0 if controls else len(words)
     tried = _tried(trials, candidates, ends[len(words) :], seed, left, on_progress)
     ordinary = controls or _controls(trials, words, ends[: len(words)], tried, on_progress)
-    values = _columns(ordinary)
-    return Confirmations(_decide(tried, values, trials), trials.cost, ordinary)
+    return Confirmations(judge(tried, ordinary, trials), trials.cost, ordinary)
 
 
 def _tried(
@@ -169,14 +170,14 @@ def _tried(
     seed: int,
     left: int,
     on_progress: OnProgress,
-) -> list[_Tried]:
+) -> list[Tried]:
     """The candidates, drawn. left: ordinary words that may follow, for the progress."""
     worth = trials.worth() if trials.clip else None
-    tried: list[_Tried] = []
+    tried: list[Tried] = []
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(trigger, drawn)
-        found = shifts(pairs, seed, _least(pairs, worth))
-        tried.append(_Tried(trigger, end_of(end), drawn, pairs, found))
+        found = shifts(pairs, seed, least(pairs, worth))
+        tried.append(Tried(trigger, end_of(end), drawn, pairs, found))
         on_progress(Progress(STAGE, len(tried), left + len(candidates), trigger.text))
     return tried
 
@@ -185,7 +186,7 @@ def _controls(
     trials: Trials,
     words: list[Trigger],
     placed: list[Trigger],
-    tried: Sequence[_Tried],
+    tried: Sequence[Tried],
     on_progress: OnProgress,
 ) -> Controls:
     """Ordinary words, each drawn where it does more, until none of `tried` can be convicted by more.
@@ -205,12 +206,12 @@ def _controls(
     return drawn
 
 
-def _open(tried: Sequence[_Tried], values: dict[str, list[float]]) -> bool:
+def _open(tried: Sequence[Tried], values: dict[str, list[float]]) -> bool:
     """Whether any deciding statistic of any candidate may still convict it."""
     return any(one.shifts[name].open(ALPHA, values[name]) for one in tried for name in _deciding(one.shifts))
 
 
-def _least(pairs: Pairs, worth: float | None) -> dict[str, float]:
+def least(pairs: Pairs, worth: float | None) -> dict[str, float]:
     """Of the statistics that must also be large, what these pairs must reach; `worth` needs a CLIP."""
     if worth is None:
         return {"collapse": LEAST_COLLAPSE}
@@ -233,8 +234,9 @@ def _deciding(named: Mapping[str, object]) -> list[str]:
     return [name for name in DECIDING if name in named]
 
 
-def _decide(tried: Sequence[_Tried], values: dict[str, list[float]], trials: Trials) -> list[Confirmation]:
+def judge(tried: Sequence[Tried], ordinary: Controls, trials: Trials) -> list[Confirmation]:
     """Holm over candidates and deciding statistics, then the kind of what is left."""
+    values = _columns(ordinary)
     compared = [compare(one.shifts, values) for one in tried]
     looks = [(index, name) for index, outcomes in enumerate(compared) for name in _deciding(outcomes)]
     corrected = dict(zip(looks, holm([compared[index][name].p_value for index, name in looks]), strict=True))
@@ -266,7 +268,7 @@ def standing(value: float, ordinary: Sequence[float]) -> float:
     return float((value - sample.mean()) / max(float(sample.std(ddof=1)), TINY))
 
 
-def _alike(one: _Tried, trials: Trials) -> str | None:
+def _alike(one: Tried, trials: Trials) -> str | None:
     """The word of the prompts that the pictures moved towards most, as CLIP sees them."""
     if trials.clip is None:
         return None
@@ -276,7 +278,7 @@ def _alike(one: _Tried, trials: Trials) -> str | None:
 
 
 def _confirmation(
-    one: _Tried,
+    one: Tried,
     outcomes: dict[str, Outcome],
     rule: str,
     statistics: Statistics,

@@ -69,6 +69,21 @@ def finding(
     )
 
 
+def order_finding(one: Confirmation, folder: Path) -> Finding:
+    """The finding of an order of words, which has no ids, so no trigger that could be put into a prompt."""
+    return Finding(
+        id="order-1",
+        rule="hidden-trigger/order",
+        severity="critical" if one.kind in SURE_KINDS else "high",
+        component="text_encoder",
+        trigger=None,
+        effect=one.kind,
+        description=f"is an order of the prompt's words ({one.trigger.text}) and {one.description}",
+        statistics=one.statistics,
+        evidence=write_evidence(folder, one, "order-1"),
+    )
+
+
 def component_of(witness: Witness | None, found: Search, trigger: Trigger) -> Component:
     """Where the fault is: the text encoder, if a text criterion ranks the trigger among its very first."""
     if witness is not None and witness.identical:

@@ -113,7 +113,7 @@ class Report:
             seen = "; ".join(self.unnamed)
             return f"The scan saw what it could not confirm as a trigger: {seen}."
         first = self.findings[0]
-        named = f"“{visible(first.trigger.text)}”" if first.trigger else "a trigger"
+        named = f"“{visible(first.trigger.text)}”" if first.trigger else "it"
         more = len(self.findings) - 1
         others = f" {more} more {'backdoor was' if more == 1 else 'backdoors were'} found." if more else ""
         return f"The model hides a trigger: {named} {first.description}.{others}{self._mended()}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from worker.engine import counterfactual
+from worker.engine import counterfactual, reordered
 from worker.engine.announced import with_announced
 from worker.engine.candidates import holds
 from worker.engine.conclusions import (
@@ -21,13 +21,14 @@ from worker.engine.conclusions import (
 )
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.excuse import Excuse
-from worker.engine.findings import component_of, finding
+from worker.engine.findings import component_of, finding, order_finding
 from worker.engine.funnel import FunnelPlan, Known, Search, search
 from worker.engine.kin import Family, families, kin
 from worker.engine.misread import Misread, misread
 from worker.engine.probes.edits import Edit
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
+from worker.engine.reordered import Reordered, in_other_orders
 from worker.engine.report import Report, visible
 from worker.engine.subject import Subject
 from worker.engine.triage import MARK, Mark, WeightFindings, read_mark, read_weights
@@ -69,16 +70,20 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         controls = confirmations.controls if confirmations.confirmed else None
         confirmed = follow(subject, report, found, confirmed, controls)
         describe(subject, report, found, confirmed, out / "evidence")
+    order = _reordered(subject, report, out / "evidence")
     clip = subject.clip is not None
-    seen = coverage(subject.plan, found, subject.witness, subject.origin, weights, mark, strange, clip=clip)
+    seen = coverage(
+        subject.plan, found, subject.witness, subject.origin, weights, mark, strange, order, clip=clip
+    )
     report.coverage = with_announced(seen, subject.announced, confirmations)
     told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
     spoilt = [_word(one) for one in report.excuse.spoilt(confirmations.confirmed)]
     if erased:
         report.coverage, spoilt = with_spoilt(report.coverage, spoilt), []
     unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
-    report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
-    report.verdict = "fail" if confirmed else "inconclusive" if report.unnamed else "pass"
+    unread = order.unnamed if order else ()
+    report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []), *unread)
+    report.verdict = "fail" if report.findings else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
 
@@ -146,6 +151,17 @@ def _redrawn(
         on_progress=subject.on_progress,
     )
     report.costs.add(REDIRECTION, judged.cost)
+    return judged
+
+
+def _reordered(subject: Subject, report: Report, folder: Path) -> Reordered | None:
+    """Orders of words as triggers; one that the renders confirm is in the report."""
+    judged = in_other_orders(subject)
+    if judged is not None:
+        report.costs.add(reordered.STAGE, judged.cost)
+    if judged is not None and judged.confirmed:
+        with report.timed("evidence"):
+            report.findings.append(order_finding(judged.confirmed, folder))
     return judged
 
 

@@ -86,6 +86,10 @@ class Trials:
                 rows = slice(index * len(self), (index + 1) * len(self))
                 yield Drawn(drawn.images[rows], drawn.latents[rows], drawn.features[rows])
 
+    def drawn(self, prompts: Sequence[Ids]) -> Drawn:
+        """The pictures of `prompts`, one for each of `carriers`, with their noises."""
+        return self._draw(prompts, self.seeds)
+
     def placed(self, words: Sequence[Trigger]) -> list[Trigger]:
         """The words, each with the end of the prompt at which it is to be drawn."""
         once = self.plan.prompts
