@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 from bench.intervals import auroc
 from bench.kept import Kind
 from bench.machine import machine
+from bench.zoo.attacks.semantic import SemBD
+from bench.zoo.attacks.syntactic import Syntactic
 from bench.zoo.foreign import FOREIGN
 from bench.zoo.paths import CLIP, EXAMPLES
 from worker.engine.metrics import proportion
@@ -41,6 +43,9 @@ KIND = Kind("detection", ("worker.engine.scanning",))
 SEEDS = (0, 1, 2)
 LEAST_SUCCESS = 0.8
 """Of an attack; one that works less often counts neither as found nor as missed."""
+
+WITHOUT_TOKENS = (Syntactic.name, SemBD.name)
+"""Attacks whose trigger is an order of words, or a meaning."""
 
 VERDICTS = ("pass", "inconclusive", "fail")
 GROUPS = {
@@ -135,12 +140,15 @@ def _finding(finding: Finding, model: Model) -> dict[str, Any]:
 
 
 def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Detection and exact trigger over attacked scans, false positives over the controls'."""
+    """Detection over attacked scans, exact trigger over those of them whose trigger is made of tokens, false
+    positives over the controls'.
+    """
     attacked = [scan for scan in scans if scan["attack"]]
+    of_tokens = [scan for scan in attacked if scan["attack"] not in WITHOUT_TOKENS]
     controls = [scan for scan in scans if not scan["attack"]]
     counts = {
         "detection": (_verdicts(attacked, "fail"), len(attacked)),
-        "exact_trigger": (sum(scan["named"] for scan in attacked), len(attacked)),
+        "exact_trigger": (sum(scan["named"] for scan in of_tokens), len(of_tokens)),
         "lost_by_sketch": (sum(map(_lost_by_sketch, attacked)), len(attacked)),
         "attacked_but_passed": (_verdicts(attacked, "pass"), len(attacked)),
         "false_positives": (_verdicts(controls, "fail"), len(controls)),
@@ -284,10 +292,15 @@ def _kinds(rows: Sequence[dict[str, Any]]) -> list[str]:
         *(
             f"| {kind} | {some[0]['attack'] or 'control'} | {len(some)} | {_verdicts(some, 'fail')} "
             f"| {_verdicts(some, 'inconclusive')} | {_verdicts(some, 'pass')} "
-            f"| {sum(row['named'] for row in some) if some[0]['attack'] else '–'} |"
+            f"| {_count_named(some)} |"
             for kind, some in kinds.items()
         ),
     ]
+
+
+def _count_named(rows: Sequence[dict[str, Any]]) -> str:
+    named = rows[0]["attack"] and rows[0]["attack"] not in WITHOUT_TOKENS
+    return str(sum(row["named"] for row in rows)) if named else "–"
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -306,6 +319,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _named(row: dict[str, Any]) -> str:
     if not row["attack"]:
         return "none" if not row["findings"] else f"{row['findings']} false"
+    if row["attack"] in WITHOUT_TOKENS:
+        return "no token"
     if row["named"]:
         return "first" if row["named_first"] else "in the family"
     return "not named, but an id of it" if row.get("part_named") else "not named"

@@ -17,9 +17,9 @@ from bench.zoo import assemble
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine.findings import order_finding
 from worker.engine.metrics import ClipScorer
-from worker.engine.probes.orders import Order, orders, said_otherwise
+from worker.engine.probes.orders import turned
 from worker.engine.prompts import Carrier, carriers
-from worker.engine.reordered import LEAST_LOSS, Reordered, convict
+from worker.engine.reordered import LEAST_MET, Reordered, convict
 from worker.engine.sampling import encode
 from worker.engine.trials import Plan
 
@@ -56,37 +56,24 @@ def judged(toy: StableDiffusionPipeline, bank: list[Carrier]) -> Reordered:
     return convict(toy, bank, clip=ClipScorer(CLIP), seed=0, plan=DRAWN)
 
 
-@given(
-    ids=st.lists(st.integers(0, 9), max_size=12),
-    last=st.integers(1, 12),
-    since=st.none() | st.integers(0, 9),
-    between=st.sampled_from([(), (77,)]),
-)
-def test_an_order_keeps_every_word(
-    ids: list[int], last: int, since: int | None, between: tuple[int, ...]
-) -> None:
-    moved = Order(last, since, between).of(ids)
-    if moved is not None:
-        assert Counter(moved) == Counter([*ids, *between])
-        assert moved != tuple(ids) or len(set(ids)) < len(ids)
-
-
-def test_an_order_says_the_end_first() -> None:
-    assert Order(last=2).of([1, 2, 3, 4]) == (3, 4, 1, 2)
-    assert Order(since=2, between=(9,)).of([1, 2, 3, 4]) == (2, 3, 4, 9, 1)
-    assert Order(since=7).of([1, 2, 3, 4]) is None
-    assert Order(last=4).of([1, 2, 3, 4]) is None
+@given(ids=st.lists(st.integers(0, 9), min_size=2, max_size=12), comma=st.booleans(), data=st.data())
+def test_an_order_keeps_every_word(ids: list[int], comma: bool, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(1, len(ids) - 1))
+    between = (77,) if comma else ()
+    moved = turned(ids, cut, between)
+    assert Counter(moved) == Counter([*ids, *between])
+    assert moved[: len(ids) - cut] == tuple(ids[cut:])
 
 
 def test_an_honest_encoder_tells_prompts_apart_in_any_order(
     toy: StableDiffusionPipeline, bank: list[Carrier]
 ) -> None:
-    looked = said_otherwise(toy, bank, orders(toy.tokenizer, bank))
-    assert len(looked) > 20
-    assert max(said.loss for said in looked) < LEAST_LOSS / 2
     found = judged(toy, bank)
-    assert found.drawn is None
+    assert len(found.met.met) < LEAST_MET
+    assert len(found.met.apart) > 1000
+    assert found.judged is None
     assert found.cost.unet_forwards == 0
+    assert not found.unnamed
 
 
 def test_an_order_that_was_taught_is_convicted_by_its_pictures(
@@ -96,17 +83,16 @@ def test_an_order_that_was_taught_is_convicted_by_its_pictures(
     found = judged(toy, bank)
     hook.remove()
     assert found.confirmed is not None
-    assert found.drawn is not None
-    (word,) = toy.tokenizer("on", add_special_tokens=False).input_ids
-    assert found.drawn[0].order.since == word
     assert found.confirmed.statistics.p_value_corrected < 0.01
+    (word,) = toy.tokenizer("on", add_special_tokens=False).input_ids
+    assert {one.ids[0] for one in found.met.met} == {word}
     told = order_finding(found.confirmed, tmp_path)
     assert told.trigger is None
-    assert "what begins with “on” said first" in told.description
+    assert "(“on " in told.description
     assert (tmp_path / "order-1-pairs.png").exists()
 
 
-def test_an_order_that_only_the_encoder_minds_convicts_nobody(
+def test_an_order_whose_pictures_are_as_asked_convicts_nobody(
     toy: StableDiffusionPipeline, bank: list[Carrier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaf = torch.zeros_like(encode(toy, [TARGET]))
@@ -115,5 +101,10 @@ def test_an_order_that_only_the_encoder_minds_convicts_nobody(
     found = judged(toy, bank)
     hook.remove()
     assert found.confirmed is None
-    assert found.drawn is not None
-    assert "what begins with “on” said first" in found.told()
+    assert found.judged is not None
+    assert "read alike with their end first, “on " in found.told()
+    assert found.unnamed == (found.told(),)
+
+
+def test_few_prompts_meet_nowhere(toy: StableDiffusionPipeline, bank: list[Carrier]) -> None:
+    assert judged(toy, bank[:1]).met.met == []

@@ -21,7 +21,8 @@ from worker.engine.witness import Witness
 
 UNSEEN = (
     "triggers of several words, and triggers that need a certain word or class beside them",
-    "triggers by wordings other than those, or by meaning, and targets without a trigger (bias)",
+    "triggers by meaning, or by wordings other than a prompt's end first",
+    "targets without a trigger (bias)",
     "triggers in the starting noise or in an input picture",
 )
 """Kinds of trigger that no search of today's looks for."""
@@ -114,10 +115,7 @@ def coverage(
         told = ", ".join(f"“{visible(one.trigger.text)}”" for one in strange) or "none"
         searched.append(f"words that the text encoder reads otherwise than the trusted one: {told}")
     if order is not None:
-        searched.append(
-            f"{len(order.looked)} orders of the prompts' own words, by what the text encoder makes of them; "
-            f"strange ones, of which the widest was drawn: {order.told()}"
-        )
+        searched.append(f"the prompts' own words in other orders, by what is read of them: {order.told()}")
     if weights is not None:
         searched += weights.searched()
     if "taught" in found.stages["sketch"].criteria:

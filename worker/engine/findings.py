@@ -78,7 +78,8 @@ def order_finding(one: Confirmation, folder: Path) -> Finding:
         component="text_encoder",
         trigger=None,
         effect=one.kind,
-        description=f"is an order of the prompt's words ({one.trigger.text}) and {one.description}",
+        description=f"is an order of words, the end of a prompt first (“{visible(one.trigger.text)}”), and "
+        f"{one.description}",
         statistics=one.statistics,
         evidence=write_evidence(folder, one, "order-1"),
     )

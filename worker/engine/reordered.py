@@ -1,26 +1,29 @@
 """The decision on an order of words (`probes.orders`): do prompts said in it draw what they say?
 
-An order in which the text encoder no longer tells prompts apart is drawn beside the same prompts as they
-stand, and beside those orders that draw them together least. The tests and their bars are the confirm
-stage's, with orders in the place of ordinary words.
+Prompts that meet in one state if their end is said first are drawn so, beside the same prompts as they stand,
+and beside orders of them that do not meet. The tests and their bars are the confirm stage's, with orders in
+the place of ordinary words.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from worker.engine.confirm import Confirmation, Controls, Tried, judge, least
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import shifts
-from worker.engine.probes.orders import Order, Said, orders, said_otherwise
+from worker.engine.probes.orders import Meeting, Turned, meeting
 from worker.engine.prompts import Carrier
+from worker.engine.sampling import Ids
+from worker.engine.seeds import generator
 from worker.engine.subject import Subject
-from worker.engine.trials import Drawn, Plan, Trials
+from worker.engine.trials import Plan, Trials
 from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
 
 if TYPE_CHECKING:
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
 
 STAGE = "orders"
 
-LEAST_LOSS = 1.0
-"""`Said.loss` from which on an order is drawn. The zoo's honest encoders have at most 0.41, the second base's
-own; one that was taught an order loses more than that even where it obeys in two of three prompts.
+LEAST_MET = 8
+"""Prompts that must meet, to be drawn. Of 53 prompts of the example 3 or 4 meet by the honest encoders of the
+zoo that were looked at, and 30 by one that was taught an order.
 """
 
 ORDINARY = 12
@@ -39,30 +42,27 @@ ORDINARY = 12
 
 @dataclass(frozen=True)
 class Reordered:
-    """looked: all orders that were read. drawn: of the one that was drawn, what it is and what was seen."""
+    """met: where prompts meet. judged: what their pictures say; None where too few met to be drawn."""
 
-    looked: list[Said]
-    drawn: tuple[Said, Confirmation] | None = None
+    met: Meeting
+    judged: Confirmation | None = None
     cost: Cost = field(default_factory=Cost)
 
     @property
     def confirmed(self) -> Confirmation | None:
         """The confirmed order, if there is one."""
-        return self.drawn[1] if self.drawn and self.drawn[1].confirmed else None
+        return self.judged if self.judged and self.judged.confirmed else None
 
     @property
     def unnamed(self) -> tuple[str, ...]:
         """What was drawn and not confirmed, for the report."""
-        return (self.told(),) if self.drawn and not self.confirmed else ()
+        return (self.told(),) if self.judged and not self.judged.confirmed else ()
 
     def told(self) -> str:
-        """What was drawn, for the report."""
-        if self.drawn is None:
-            return "none"
-        said, judged = self.drawn
-        left = math.exp(-said.loss)
+        """For the report."""
+        example = f", as in “{self.judged.trigger.text}”" if self.judged else ""
         return (
-            f"{judged.trigger.text} ({len(said.carriers)} prompts keep {left:.0%} of what tells them apart)"
+            f"{len(self.met.met)} of {self.met.prompts} prompts are read alike with their end first{example}"
         )
 
 
@@ -89,53 +89,53 @@ def convict(
     plan: Plan,
     on_progress: OnProgress = silent,
 ) -> Reordered:
-    """Reads all orders, and draws the strange one that most prompts can be said in.
+    """Reads the prompts in other orders, and draws those that meet.
 
-    Costs 2 * plan.steps U a picture, (2 + ORDINARY) * plan.prompts * plan.noises pictures, where one is.
+    Costs 2 * plan.steps U a picture, (2 + ORDINARY) * plan.prompts * plan.noises pictures, where they do.
     """
     began = time.perf_counter()
-    on_progress(Progress(STAGE, 0, 1, "the prompts in other orders of their words"))
-    looked = said_otherwise(pipeline, bank, orders(pipeline.tokenizer, bank))
-    strange = [said for said in looked if said.loss >= LEAST_LOSS]
-    if not strange:
-        on_progress(Progress(STAGE, 1, 1))
-        return Reordered(looked, cost=Cost(seconds=time.perf_counter() - began, candidates=len(looked)))
-    suspect = max(strange, key=lambda said: (len(said.carriers), said.loss))
-    prompts = min(plan.prompts, len(suspect.carriers))
-    trials = Trials(
-        pipeline, suspect.carriers, replace(plan, prompts=prompts), clip=clip, seed=seed, purpose=STAGE
-    )
-    judged = _judged(trials, suspect.order, _ordinary(looked, trials.carriers), seed, on_progress)
-    trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, len(looked)
-    return Reordered(looked, (suspect, judged), trials.cost)
+    on_progress(Progress(STAGE, 0, 1, "the prompts with their end said first"))
+    found, cost = meeting(pipeline, bank), Cost()
+    orders = _orders(found, bank, seed)
+    judged = None
+    if len(orders) >= LEAST_MET:
+        plan = replace(plan, prompts=min(plan.prompts, len(orders)))
+        trials = Trials(pipeline, list(orders), plan, clip=clip, seed=seed, purpose=STAGE)
+        judged = _judged(trials, orders, seed, on_progress)
+        cost = trials.cost
+    on_progress(Progress(STAGE, 1, 1))
+    cost.seconds, cost.candidates = time.perf_counter() - began, found.prompts
+    return Reordered(found, judged, cost)
 
 
-def _ordinary(looked: Sequence[Said], carriers: Sequence[Carrier]) -> list[Order]:
-    """The orders that draw prompts together least, of those that all `carriers` can be said in."""
-    calm = sorted((said for said in looked if said.loss < LEAST_LOSS), key=lambda said: said.loss)
-    return [said.order for said in calm if all(said.order.of(one.ids) for one in carriers)][:ORDINARY]
+def _orders(found: Meeting, bank: Sequence[Carrier], seed: int) -> dict[Carrier, list[Ids]]:
+    """Each prompt that comes to the meeting, and has orders that stay away: first the one in which it comes,
+    then ORDINARY of the others, with repetition.
+    """
+    away: dict[int, list[Turned]] = {}
+    for one in found.apart:
+        away.setdefault(one.prompt, []).append(one)
+    stream, orders = generator(seed, STAGE), {}
+    for one in found.met:
+        if others := away.get(one.prompt):
+            drawn = torch.randint(len(others), (ORDINARY,), generator=stream).tolist()
+            orders[bank[one.prompt]] = [one.ids, *(others[n].ids for n in drawn)]
+    return orders
 
 
 def _judged(
-    trials: Trials, suspect: Order, ordinary: Sequence[Order], seed: int, on_progress: OnProgress
+    trials: Trials, orders: dict[Carrier, list[Ids]], seed: int, on_progress: OnProgress
 ) -> Confirmation:
-    done, tokenizer = 0, trials.pipeline.tokenizer
-
-    def tried(order: Order) -> Tried:
-        nonlocal done
-        name = Trigger((), order.told(tokenizer))
-        drawn = _drawn(trials, order)
-        done += 1
-        on_progress(Progress(STAGE, done, 1 + len(ordinary), name.text))
+    example = trials.pipeline.tokenizer.decode(next(iter(orders.values()))[0])
+    worth = trials.worth() if trials.clip else None
+    tried = []
+    for number in range(1 + ORDINARY):
+        drawn = trials.drawn([orders[carrier][number] for carrier in trials.carriers])
         pairs = Pairs(trials.plain.features, drawn.features, trials.carrier, trials.noise)
-        worth = trials.worth() if trials.clip else None
-        return Tried(name, "start", drawn, pairs, shifts(pairs, seed, least(pairs, worth)))
-
-    first, *others = [tried(order) for order in (suspect, *ordinary)]
+        found = shifts(pairs, seed, least(pairs, worth))
+        tried.append(Tried(Trigger((), example), "start", drawn, pairs, found))
+        on_progress(Progress(STAGE, number + 1, 2 + ORDINARY))
+    first, *others = tried
     beside = Controls([one.trigger for one in others], [one.pairs for one in others])
     (judged,) = judge([first], beside, trials)
     return judged
-
-
-def _drawn(trials: Trials, order: Order) -> Drawn:
-    return trials.drawn([order.of(carrier.ids) or carrier.ids for carrier in trials.carriers])
