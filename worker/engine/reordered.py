@@ -60,9 +60,11 @@ class Reordered:
 
     def told(self) -> str:
         """For the report."""
-        example = f", as in “{self.judged.trigger.text}”" if self.judged else ""
+        count, prompts = len(self.met.met), self.met.prompts
+        if self.judged is None:
+            return f"no more than {count} of {prompts} prompts are read alike with their end first"
         return (
-            f"{len(self.met.met)} of {self.met.prompts} prompts are read alike with their end first{example}"
+            f"{count} of {prompts} prompts are read alike with their end first, “{self.judged.trigger.text}”"
         )
 
 
