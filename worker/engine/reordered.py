@@ -18,7 +18,7 @@ from worker.engine.confirm import Confirmation, Controls, Tried, judge, least
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import shifts
-from worker.engine.probes.orders import Meeting, Turned, meeting
+from worker.engine.probes.orders import Meeting, meeting
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import Ids
 from worker.engine.seeds import generator
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 STAGE = "orders"
 
 LEAST_MET = 8
-"""Prompts that must meet, to be drawn. Of 53 prompts of the example 3 or 4 meet by the honest encoders of the
-zoo that were looked at, and 30 by one that was taught an order.
-"""
+"""Prompts that must meet, to be drawn."""
 
 ORDINARY = 12
 """Other orders that are drawn beside it."""
@@ -98,7 +96,7 @@ def convict(
     began = time.perf_counter()
     on_progress(Progress(STAGE, 0, 1, "the prompts with their end said first"))
     found, cost = meeting(pipeline, bank), Cost()
-    orders = _orders(found, bank, seed)
+    orders = _orders(found, seed)
     judged = None
     if len(orders) >= LEAST_MET:
         plan = replace(plan, prompts=min(plan.prompts, len(orders)))
@@ -110,18 +108,18 @@ def convict(
     return Reordered(found, judged, cost)
 
 
-def _orders(found: Meeting, bank: Sequence[Carrier], seed: int) -> dict[Carrier, list[Ids]]:
+def _orders(found: Meeting, seed: int) -> dict[Carrier, list[Ids]]:
     """Each prompt that comes to the meeting, and has orders that stay away: first the one in which it comes,
     then ORDINARY of the others, with repetition.
     """
-    away: dict[int, list[Turned]] = {}
+    away: dict[Carrier, list[Ids]] = {}
     for one in found.apart:
-        away.setdefault(one.prompt, []).append(one)
+        away.setdefault(one.prompt, []).append(one.ids)
     stream, orders = generator(seed, STAGE), {}
     for one in found.met:
         if others := away.get(one.prompt):
             drawn = torch.randint(len(others), (ORDINARY,), generator=stream).tolist()
-            orders[bank[one.prompt]] = [one.ids, *(others[n].ids for n in drawn)]
+            orders[one.prompt] = [one.ids, *(others[n] for n in drawn)]
     return orders
 
 

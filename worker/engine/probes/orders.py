@@ -26,25 +26,26 @@ if TYPE_CHECKING:
 PROMPTS = 64
 """Prompts that are said in other orders; their orders are all compared with each other."""
 
-NEAR, FAR = 0.02, 0.5
-"""Of the mean squared distance between two prompts: nearer than this two orders are read alike, and farther
-they are not.
+NEAR, DISTINCT, FAR = 0.02, 0.3, 0.5
+"""Of the mean squared distance between two prompts: nearer than NEAR two orders are read alike, farther than
+FAR they are not; and of prompts that lie nearer than DISTINCT as they stand only the first counts, or prompts
+whose words the encoder does not know would meet in any order.
 """
 
 
 @dataclass(frozen=True)
 class Turned:
-    """A prompt of the bank, by its number, with its end said first."""
+    """A prompt with its end said first."""
 
-    prompt: int
+    prompt: Carrier
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Meeting:
     """The state in which most prompts meet. met: of each prompt that comes there the order that comes
-    nearest, the first of all in front. apart: the orders that stay far from there. prompts: how many were
-    looked at.
+    nearest, the first of all in front. apart: the orders that stay far from there. prompts: how many distinct
+    ones were looked at.
     """
 
     met: list[Turned]
@@ -52,15 +53,15 @@ class Meeting:
     prompts: int
 
 
-def turns(tokenizer: CLIPTokenizer, bank: Sequence[Carrier], room: int) -> list[Turned]:
+def turns(tokenizer: CLIPTokenizer, prompts: Sequence[Carrier], room: int) -> list[Turned]:
     """Every prompt with its end first, from every place on; of at most `room` ids."""
     comma = tuple(tokenizer(",", add_special_tokens=False).input_ids)
     return [
-        Turned(number, ids)
-        for number, carrier in enumerate(bank)
-        for cut in range(1, len(carrier.ids))
+        Turned(prompt, ids)
+        for prompt in prompts
+        for cut in range(1, len(prompt.ids))
         for between in ((), comma)
-        if len(ids := turned(carrier.ids, cut, between)) <= room
+        if len(ids := turned(prompt.ids, cut, between)) <= room
     ]
 
 
@@ -71,29 +72,40 @@ def turned(ids: Ids, cut: int, between: Ids = ()) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def meeting(pipeline: StableDiffusionPipeline, bank: Sequence[Carrier]) -> Meeting:
-    """Where most of the first PROMPTS prompts of `bank` meet; nothing met where there are no two of them."""
-    bank = bank[:PROMPTS]
-    room = int(pipeline.text_encoder.config.max_position_embeddings) - 2
-    tried = turns(pipeline.tokenizer, bank, room)
-    if len(bank) < 2 or not tried:
-        return Meeting([], [], len(bank))
+    """Where most of PROMPTS distinct prompts of `bank` meet; nowhere if there are no two of them."""
     plain = encode(pipeline, [carrier.ids for carrier in bank])[:, -1]
-    states = encode(pipeline, [one.ids for one in tried])[:, -1]
-    scale = torch.cdist(plain, plain).square().sum() / (len(bank) * (len(bank) - 1))
-    apart = torch.cdist(states, states).square() / scale.clamp_min(1e-12)
-    whose = torch.tensor([one.prompt for one in tried], device=apart.device)
-    middle = int(_prompts_near(apart, whose, len(bank)).argmax())
-    away = apart[middle].tolist()
+    between = _squared(plain)
+    scale = between.sum() / max(1, len(bank) * (len(bank) - 1))
+    prompts = [bank[n] for n in _distinct(between > DISTINCT * scale)][:PROMPTS]
+    room = int(pipeline.text_encoder.config.max_position_embeddings) - 2
+    tried = turns(pipeline.tokenizer, prompts, room)
+    if len(prompts) < 2 or not tried:
+        return Meeting([], [], len(prompts))
+    apart = _squared(encode(pipeline, [one.ids for one in tried])[:, -1]) / scale
+    whose = torch.tensor([prompts.index(one.prompt) for one in tried], device=apart.device)
+    away = apart[_prompts_near(apart, whose).argmax()].tolist()
     order = sorted(range(len(tried)), key=lambda n: away[n])
-    met: dict[int, Turned] = {}
-    for n in order:
-        if away[n] < NEAR:
-            met.setdefault(tried[n].prompt, tried[n])
-    return Meeting(list(met.values()), [tried[n] for n in order if away[n] > FAR], len(bank))
+    met: dict[Carrier, Turned] = {}
+    for one in (tried[n] for n in order if away[n] < NEAR):
+        met.setdefault(one.prompt, one)
+    return Meeting(list(met.values()), [tried[n] for n in order if away[n] > FAR], len(prompts))
 
 
-def _prompts_near(apart: Tensor, whose: Tensor, count: int) -> Tensor:
-    """(V,) how many of `count` prompts have an order that is read like each of V; apart (V,V), whose (V,)."""
-    near = (apart < NEAR).float()
-    member = torch.nn.functional.one_hot(whose, count).float()
-    return (near @ member > 0).sum(1)
+def _squared(states: Tensor) -> Tensor:
+    """(N,N) squared distances of states (N,D)."""
+    return torch.cdist(states, states).square()
+
+
+def _distinct(apart: Tensor) -> list[int]:
+    """Those of N that are `apart` (N,N) from all before them that are."""
+    chosen: list[int] = []
+    for number, row in enumerate(apart):
+        if bool(row[chosen].all()):
+            chosen.append(number)
+    return chosen
+
+
+def _prompts_near(apart: Tensor, whose: Tensor) -> Tensor:
+    """(V,) of how many prompts an order is read like each of V; apart (V,V), whose (V,)."""
+    near = (apart < NEAR).float() @ torch.nn.functional.one_hot(whose).float()
+    return (near > 0).sum(1)
