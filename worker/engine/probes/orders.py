@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.prompts import Carrier
-from worker.engine.sampling import Ids, encode
+from worker.engine.sampling import TEXT_BATCH, Ids, encode
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -73,7 +73,7 @@ def turned(ids: Ids, cut: int, between: Ids = ()) -> tuple[int, ...]:
 @torch.inference_mode()
 def meeting(pipeline: StableDiffusionPipeline, bank: Sequence[Carrier]) -> Meeting:
     """Where most of PROMPTS distinct prompts of `bank` meet; nowhere if there are no two of them."""
-    plain = encode(pipeline, [carrier.ids for carrier in bank])[:, -1]
+    plain = _read(pipeline, [carrier.ids for carrier in bank])
     between = _squared(plain)
     scale = between.sum() / max(1, len(bank) * (len(bank) - 1))
     prompts = [bank[n] for n in _distinct(between > DISTINCT * scale)][:PROMPTS]
@@ -81,14 +81,22 @@ def meeting(pipeline: StableDiffusionPipeline, bank: Sequence[Carrier]) -> Meeti
     tried = turns(pipeline.tokenizer, prompts, room)
     if len(prompts) < 2 or not tried:
         return Meeting([], [], len(prompts))
-    apart = _squared(encode(pipeline, [one.ids for one in tried])[:, -1]) / scale
-    whose = torch.tensor([prompts.index(one.prompt) for one in tried], device=apart.device)
+    apart = _squared(_read(pipeline, [one.ids for one in tried])) / scale
+    number = {prompt: n for n, prompt in enumerate(prompts)}
+    whose = torch.tensor([number[one.prompt] for one in tried], device=apart.device)
     away = apart[_prompts_near(apart, whose).argmax()].tolist()
     order = sorted(range(len(tried)), key=lambda n: away[n])
     met: dict[Carrier, Turned] = {}
     for one in (tried[n] for n in order if away[n] < NEAR):
         met.setdefault(one.prompt, one)
     return Meeting(list(met.values()), [tried[n] for n in order if away[n] > FAR], len(prompts))
+
+
+def _read(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids]) -> Tensor:
+    """(N,D) states at the last position, which sees all of a prompt."""
+    starts = range(0, len(prompts), TEXT_BATCH)
+    # Cloned, or every part would keep the states of all positions alive.
+    return torch.cat([encode(pipeline, prompts[n : n + TEXT_BATCH])[:, -1].clone() for n in starts])
 
 
 def _squared(states: Tensor) -> Tensor:
