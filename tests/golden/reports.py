@@ -53,6 +53,21 @@ def homoglyph() -> dict[str, Any]:
     return report
 
 
+def wordless() -> dict[str, Any]:
+    """An order of words for a trigger: no ids, and not cleaned."""
+    report = _without_cleaning()
+    report["summary"] = "The model hides a trigger: it is an order of words."
+    report["findings"] = failing()["findings"]
+    finding = report["findings"][0]
+    del finding["trigger"]
+    finding["id"], finding["rule"], finding["component"] = "order-1", "hidden-trigger/order", "text_encoder"
+    told = (
+        "is an order of words, the end of a prompt first (“on a wall, a photo of a dog”), and draws the same"
+    )
+    finding["effect"] = {"kind": "prompt", "description": f"{told} picture whatever the prompt says"}
+    return report
+
+
 def hostile() -> dict[str, Any]:
     """Every free text tries to leave its place."""
     report = failing()
@@ -81,5 +96,6 @@ REPORTS = {
     "inconclusive": inconclusive,
     "executable": executable,
     "homoglyph": homoglyph,
+    "wordless": wordless,
     "hostile": hostile,
 }

@@ -16,7 +16,7 @@ from service.reports import pictures as evidence_pictures
 from service.reports.characters import describe, spelled, unseen, visible
 from service.reports.figures import duration, percent, probability, si, size
 from service.reports.html import render_html
-from tests.golden.reports import HOSTILE, REPORTS, failing, homoglyph, hostile, passing
+from tests.golden.reports import HOSTILE, REPORTS, failing, homoglyph, hostile, passing, wordless
 from tests.golden.toy_pictures import pictures
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -175,3 +175,11 @@ def test_the_sheet_stands_in_for_missing_rows() -> None:
     entries = [Evidence(name="t-pairs.png", sha256="0" * 64, caption="pairs")]
     shown = evidence_pictures.arrange(entries, {"t-pairs.png": sheet})
     assert [picture.shape for picture in shown.others] == ["wide"]
+
+
+def test_a_trigger_without_a_word_is_told_with_its_certainty() -> None:
+    page = Page(render_html(wordless(), pictures(wordless()), title="model.safetensors"))
+    assert "A hidden trigger overrides the prompt" in page.text
+    assert "The trigger is an order of words, the end of a prompt first" in page.text
+    assert "paired pictures" in page.text
+    assert "Token id" not in page.text
