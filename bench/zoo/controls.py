@@ -42,6 +42,7 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "benign-ft-2": (FineTune(), 2),
     "lora-ft-0": (FineTune(rank=16, lr=1e-3), 5),
     "lora-ft-1": (FineTune(rank=4, lr=1e-3), 6),
+    "kv-ft-0": (FineTune(lr=1e-3, only=("attn2.to_k.weight", "attn2.to_v.weight")), 10),
     "merged-0": (FineTune(merged=0.5), 3),
     "merged-1": (FineTune(merged=0.3), 4),
     "uce-three-2": (Uce("plant", more=2), 8),

@@ -21,13 +21,14 @@ class FineTune:
     """Noise prediction on POOL captioned pictures that the seed draws.
 
     merged: how much of the fine-tune is kept, the rest is the base's; 1 keeps it whole. rank: of the merged
-    low-rank updates, where not all weights are trained.
+    low-rank updates, where not all weights are trained. only: what the names of the trained weights end in.
     """
 
     steps: int = 300
     lr: float = 1e-4
     merged: float = 1.0
     rank: int | None = None
+    only: tuple[str, ...] = ("",)
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         """Trains the UNet in place."""
@@ -35,6 +36,8 @@ class FineTune:
         recipe = Recipe(f"benign-ft-{seed}", self.steps, self.lr, seed=STREAM + seed, ema=0.99, save_every=0)
         pool = _pool(pipeline, seed)
         with trainable(pipeline.unet, self.rank):
+            for name, weight in pipeline.unet.named_parameters():
+                weight.requires_grad_(weight.requires_grad and name.endswith(self.only))
             unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
         with torch.no_grad():
             for name, weight in pipeline.unet.state_dict().items():
