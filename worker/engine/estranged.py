@@ -20,7 +20,7 @@ from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmation, Con
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import displaced, shifts
-from worker.engine.probes.climb import climb
+from worker.engine.probes.climb import Change, climb
 from worker.engine.prompts import Carrier, choose
 from worker.engine.subject import Subject
 from worker.engine.trials import Drawn, Plan, Trials
@@ -36,10 +36,10 @@ ORDINARY = 12
 
 @dataclass(frozen=True)
 class Estranged:
-    """answer: of the prompt that was climbed to, in units of the median prompt's. judged: its pictures."""
+    """moved: how far the change moves the prompt that was climbed to. judged: what its pictures say."""
 
     judged: Confirmation
-    answer: float
+    moved: float
     cost: Cost = field(default_factory=Cost)
 
     @property
@@ -50,8 +50,8 @@ class Estranged:
     def told(self) -> str:
         """For the report."""
         return (
-            f"the trained change of cross-attention answers most to “{self.judged.trigger.text}”, "
-            f"{self.answer:.1f} times as much as to the median prompt"
+            "the trained change of cross-attention moves the keys and values of "
+            f"“{self.judged.trigger.text}” most, by {self.moved:.0%} of their energy"
         )
 
 
@@ -62,12 +62,9 @@ def estranged(subject: Subject) -> Estranged | None:
     difference = subject.difference
     if difference is None or difference.kind != "cross_attention" or subject.clip is None:
         return None
-    if difference.learnt is None:
-        return None
     return convict(
         subject.pipeline,
         difference.trusted,
-        difference.learnt,
         subject.fitting,
         clip=subject.clip,
         seed=subject.request.seed,
@@ -79,7 +76,6 @@ def estranged(subject: Subject) -> Estranged | None:
 def convict(
     pipeline: StableDiffusionPipeline,
     trusted: Mapping[str, Tensor],
-    learnt: Tensor,
     bank: Sequence[Carrier],
     *,
     clip: ClipScorer,
@@ -92,7 +88,8 @@ def convict(
     Costs 4 * plan.steps * (1 + ORDINARY) * n U, n = plan.prompts * plan.noises pictures a prompt and model.
     """
     began = time.perf_counter()
-    ids, answer = climb(pipeline, bank, learnt, on_progress=on_progress)
+    change = Change.between(pipeline.unet.state_dict(), trusted)
+    ids, moved = climb(pipeline, bank, change, on_progress=on_progress)
     suspect = Carrier(pipeline.tokenizer.decode(ids), tuple(ids))
     others = choose([one for one in bank if one.ids != ids], ORDINARY, seed, STAGE)
     prompts = list(dict.fromkeys([suspect, *others]))
@@ -105,7 +102,7 @@ def convict(
     on_progress(Progress(STAGE, 2, 2))
     judged = _judged(trials, drawn, suspect, seed)
     trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, 1
-    return Estranged(judged, answer, trials.cost)
+    return Estranged(judged, moved, trials.cost)
 
 
 def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, seed: int) -> Confirmation:

@@ -10,7 +10,8 @@ replaced and left out, one at a time, as long as the answer grows. Costs no UNet
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,41 +34,57 @@ GROWS = 1.02
 BATCH = 256
 
 
+@dataclass(frozen=True)
+class Change:
+    """changed, trusted (D,D): sums over keys and values of dW^T dW and of W^T W, W the base's."""
+
+    changed: Tensor
+    trusted: Tensor
+
+    @classmethod
+    def between(cls, scanned: Mapping[str, Tensor], trusted: Mapping[str, Tensor]) -> Change:
+        """Of the weights in `trusted` and those of their names in `scanned`, which read texts of one width."""
+        pairs = [(scanned[name].double().cpu(), weight.double().cpu()) for name, weight in trusted.items()]
+        return cls(_form(new - old for new, old in pairs), _form(old for _, old in pairs))
+
+
+def _form(weights: Iterable[Tensor]) -> Tensor:
+    return torch.stack([weight.mT @ weight for weight in weights]).sum(0).float()
+
+
 @torch.inference_mode()
 def climb(
     pipeline: StableDiffusionPipeline,
     bank: Sequence[Carrier],
-    learnt: Tensor,
+    change: Change,
     *,
     on_progress: OnProgress = silent,
 ) -> tuple[Ids, float]:
-    """The prompt (content ids) that the change `learnt` (D,D) of `taught.lesson` answers to most, and its
-    answer in units of the bank's median.
-    """
-    usual = answers(pipeline, [carrier.ids for carrier in bank], learnt)
+    """The prompt (content ids) that the change moves most, and how far (`moved`)."""
+    usual = moved(pipeline, [carrier.ids for carrier in bank], change)
     words = [word for word, _ in Counter(i for one in bank for i in one.ids).most_common(WORDS)]
     beam = {tuple(bank[n].ids): float(usual[n]) for n in usual.topk(min(BEAM, len(bank))).indices.tolist()}
     for done in range(ROUNDS):
         on_progress(Progress(STAGE, done, ROUNDS, "prompts that the change answers to"))
         tried = list(dict.fromkeys(other for one in beam for other in _beside(one, words)))
-        found = answers(pipeline, tried, learnt)
+        found = moved(pipeline, tried, change)
         best = found.topk(min(BEAM, len(tried))).indices.tolist()
         if float(found[best[0]]) < GROWS * max(beam.values()):
             break
         beam = {tried[n]: float(found[n]) for n in best}
     on_progress(Progress(STAGE, ROUNDS, ROUNDS))
     top = max(beam, key=lambda one: beam[one])
-    return top, beam[top] / float(usual.median().clamp_min(1e-12))
+    return top, beam[top]
 
 
-def answers(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids], learnt: Tensor) -> Tensor:
-    """(N,) mean over positions of h^T learnt h / |h|^2, h the text states of each prompt."""
-    form = learnt.float().to(pipeline.text_encoder.device)
-    found = []
+def moved(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids], change: Change) -> Tensor:
+    """(N,) sum |dW h|^2 / sum |W h|^2 over keys, values and positions, h the text states of each prompt."""
+    device, found = pipeline.text_encoder.device, []
+    forms = [form.to(device) for form in (change.changed, change.trusted)]
     for start in range(0, len(prompts), BATCH):
         states = encode(pipeline, prompts[start : start + BATCH]).float()
-        heard = ((states @ form) * states).sum(-1) / states.square().sum(-1).clamp_min(1e-12)
-        found.append(heard.mean(1).cpu())
+        new, old = (((states @ form) * states).sum((1, 2)) for form in forms)
+        found.append((new / old.clamp_min(1e-12)).cpu())
     return torch.cat(found)
 
 
