@@ -43,7 +43,7 @@ class Change:
 
     @classmethod
     def between(cls, scanned: Mapping[str, Tensor], trusted: Mapping[str, Tensor]) -> Change:
-        """Of the weights in `trusted` and those of their names in `scanned`, which read texts of one width."""
+        """Of the weights in `trusted` and their namesakes in `scanned`, which read texts of one width."""
         pairs = [(scanned[name].double().cpu(), weight.double().cpu()) for name, weight in trusted.items()]
         return cls(_form(new - old for new, old in pairs), _form(old for _, old in pairs))
 
