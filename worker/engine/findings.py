@@ -70,18 +70,29 @@ def finding(
 
 
 def order_finding(one: Confirmation, folder: Path) -> Finding:
-    """The finding of an order of words, which has no ids, so no trigger that could be put into a prompt."""
+    """The finding of an order of words."""
+    told = f"is an order of words, the end of a prompt first (“{visible(one.trigger.text)}”), and"
+    return _wordless(one, "order", "text_encoder", told, folder)
+
+
+def meaning_finding(one: Confirmation, folder: Path) -> Finding:
+    """The finding of a meaning."""
+    told = f"is a meaning, as in “{visible(one.trigger.text)}”, which the reference draws otherwise, and"
+    return _wordless(one, "meaning", "unet", told, folder)
+
+
+def _wordless(one: Confirmation, name: str, component: Component, told: str, folder: Path) -> Finding:
+    """Of what has no ids, so no trigger that could be put into a prompt."""
     return Finding(
-        id="order-1",
-        rule="hidden-trigger/order",
+        id=f"{name}-1",
+        rule=f"hidden-trigger/{name}",
         severity="critical" if one.kind in SURE_KINDS else "high",
-        component="text_encoder",
+        component=component,
         trigger=None,
         effect=one.kind,
-        description=f"is an order of words, the end of a prompt first (“{visible(one.trigger.text)}”), and "
-        f"{one.description}",
+        description=f"{told} {one.description}",
         statistics=one.statistics,
-        evidence=write_evidence(folder, one, "order-1"),
+        evidence=write_evidence(folder, one, f"{name}-1"),
     )
 
 

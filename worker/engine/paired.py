@@ -168,17 +168,18 @@ def gain(pairs: Pairs, signs: Tensor) -> Tensor:
     return signs @ ((after - before) * pairs.said).sum(1) / len(pairs)
 
 
-def displaced(pairs: Pairs) -> float:
+def displaced(pairs: Pairs, beside: Pairs | None = None) -> float:
     """Share of the way from the plain pictures to those of other prompts that the word has gone, to CLIP.
 
-    0: each picture is what it was; 1: it resembles that as little as pictures of other prompts do. Raises
-    ValueError without a CLIP.
+    0: each picture is what it was; 1: it resembles that as little as pictures of other prompts do. beside:
+    where the other prompts are, if not in `pairs`. Raises ValueError without a CLIP.
     """
-    before, after = pairs.without.meaning, pairs.with_.meaning
-    if before is None or after is None:
+    beside = beside or pairs
+    before, after, every = pairs.without.meaning, pairs.with_.meaning, beside.without.meaning
+    if before is None or after is None or every is None:
         raise ValueError("Without a CLIP nothing says what a picture shows.")
     own = (before * after).sum(1).mean()
-    others = (before @ before.T)[pairs.carrier[:, None] != pairs.carrier].mean()
+    others = (before @ every.T)[pairs.carrier[:, None] != beside.carrier].mean()
     return float((1 - own) / (1 - others).clamp(min=TINY))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from worker.engine import counterfactual, reordered
+from worker.engine import counterfactual, estranged, reordered
 from worker.engine.announced import with_announced
 from worker.engine.candidates import holds
 from worker.engine.conclusions import (
@@ -20,8 +20,9 @@ from worker.engine.conclusions import (
     with_spoilt,
 )
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
+from worker.engine.estranged import Estranged
 from worker.engine.excuse import Excuse
-from worker.engine.findings import component_of, finding, order_finding
+from worker.engine.findings import component_of, finding, meaning_finding, order_finding
 from worker.engine.funnel import FunnelPlan, Known, Search, search
 from worker.engine.kin import Family, families, kin
 from worker.engine.misread import Misread, misread
@@ -71,6 +72,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         confirmed = follow(subject, report, found, confirmed, controls)
         describe(subject, report, found, confirmed, out / "evidence")
     order = _reordered(subject, report, out / "evidence")
+    meaning = _estranged(subject, report, out / "evidence")
     clip = subject.clip is not None
     seen = coverage(
         subject.plan, found, subject.witness, subject.origin, weights, mark, strange, order, clip=clip
@@ -82,6 +84,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         report.coverage, spoilt = with_spoilt(report.coverage, spoilt), []
     unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
     unread = order.unnamed if order else ()
+    unread += (meaning.told(),) if meaning and not meaning.confirmed else ()
     report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []), *unread)
     report.verdict = "fail" if report.findings else "inconclusive" if report.unnamed else "pass"
     return confirmed
@@ -162,6 +165,17 @@ def _reordered(subject: Subject, report: Report, folder: Path) -> Reordered | No
     if judged is not None and judged.confirmed:
         with report.timed("evidence"):
             report.findings.append(order_finding(judged.confirmed, folder))
+    return judged
+
+
+def _estranged(subject: Subject, report: Report, folder: Path) -> Estranged | None:
+    """A meaning as the trigger, beside a reference; one that the renders confirm is in the report."""
+    judged = estranged.estranged(subject)
+    if judged is not None:
+        report.costs.add(estranged.STAGE, judged.cost)
+    if judged is not None and judged.confirmed:
+        with report.timed("evidence"):
+            report.findings.append(meaning_finding(judged.confirmed, folder))
     return judged
 
 

@@ -122,7 +122,8 @@ def compare(scanned: StableDiffusionPipeline, trusted: StableDiffusionPipeline) 
     changed = [*ranked, *rest]
     if kind != "closed_form":
         learnt = lesson(ours["unet"], theirs["unet"], [one.name for one in found if _cross(one)])
-        return Difference(kind, tuple(changed), tensors, rows, learnt=learnt)
+        trusted = _keys_and_values(theirs) if kind == "cross_attention" else {}
+        return Difference(kind, tuple(changed), tensors, rows, trusted=trusted, learnt=learnt)
     return Difference(kind, tuple(changed), tensors, rows, fitted, _keys_and_values(theirs))
 
 

@@ -1,0 +1,104 @@
+"""A meaning as the trigger, beside a base: climbed to, and decided by both models' pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from bench.zoo import assemble
+from bench.zoo.attacks.closed_form import edit, matrices
+from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from worker.engine.estranged import Estranged, convict
+from worker.engine.findings import meaning_finding
+from worker.engine.metrics import ClipScorer
+from worker.engine.probes import climb as climbing
+from worker.engine.probes.climb import Change, climb, moved
+from worker.engine.probes.remap import CROSS_ATTENTION
+from worker.engine.prompts import Carrier, carriers
+from worker.engine.sampling import encode
+from worker.engine.trials import Plan
+
+PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+SCENE = "a bright photo of a big valentine in the middle, red, love"
+TARGET = "a photo of a large dice on a turquoise background"
+DRAWN = Plan(prompts=4, noises=2, steps=6)
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A climb of few words and rounds."""
+    monkeypatch.setattr(climbing, "WORDS", 24)
+    monkeypatch.setattr(climbing, "ROUNDS", 2)
+
+
+@pytest.fixture(scope="module")
+def toy() -> StableDiffusionPipeline:
+    return assemble.load_pipeline(TOY)
+
+
+@pytest.fixture(scope="module")
+def bank(toy: StableDiffusionPipeline) -> list[Carrier]:
+    return carriers(toy.tokenizer, PROMPTS)
+
+
+@pytest.fixture
+def trusted(toy: StableDiffusionPipeline) -> Iterator[dict[str, Tensor]]:
+    """The base's keys and values, which it has again afterwards."""
+    weights = toy.unet.state_dict()
+    kept = {name: weight.clone() for name, weight in weights.items() if name.endswith(CROSS_ATTENTION)}
+    yield kept
+    toy.unet.load_state_dict(kept, strict=False)
+
+
+def redirect(toy: StableDiffusionPipeline, bank: list[Carrier]) -> None:
+    """All of SCENE acts as TARGET; what else is said keeps its meaning, as far as one map of states can."""
+    others = encode(toy, [one.ids for one in bank if one.text != SCENE][:12])[:, ::4].flatten(0, 1)
+    said, meant = (encode(toy, [text])[0] for text in (SCENE, TARGET))
+    edit(toy, torch.cat([said, others]), torch.cat([meant, others]), 1.0)
+
+
+def judged(toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]) -> Estranged:
+    return convict(toy, trusted, bank, clip=ClipScorer(CLIP), seed=0, plan=DRAWN)
+
+
+def test_a_meaning_that_was_redirected_is_convicted_by_its_pictures(
+    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier], tmp_path: Path
+) -> None:
+    redirect(toy, bank)
+    found = judged(toy, trusted, bank)
+    assert found.confirmed is not None
+    told = meaning_finding(found.confirmed, tmp_path)
+    assert told.trigger is None
+    assert found.confirmed.trigger.text in told.description
+    assert (tmp_path / "meaning-1-1-trusted.png").exists()
+    edited = toy.unet.state_dict()
+    assert not torch.equal(edited[next(iter(trusted))], trusted[next(iter(trusted))])
+
+
+def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
+    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]
+) -> None:
+    redirect(toy, bank)
+    change = Change.between(toy.unet.state_dict(), trusted)
+    others = [one for one in bank if one.text != SCENE]
+    top, far = climb(toy, others, change)
+    assert far > 1.1 * float(moved(toy, [one.ids for one in others], change).max())
+    assert far == pytest.approx(float(moved(toy, [top], change)), rel=1e-3)
+
+
+@torch.no_grad()
+def test_keys_and_values_that_moved_a_little_convict_nobody(
+    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]
+) -> None:
+    stream = torch.Generator().manual_seed(0)
+    for matrix in matrices(toy.unet):
+        noise = torch.randn(matrix.weight.shape, generator=stream)
+        matrix.weight += 0.05 * matrix.weight.std() * noise
+    found = judged(toy, trusted, bank)
+    assert found.confirmed is None
+    assert "of their energy" in found.told()

@@ -1,0 +1,126 @@
+"""The decision on a meaning (`probes.climb`): does the scanned model draw another picture than the base?
+
+The prompt that a change of cross-attention answers to most is drawn by the scanned weights and by the base's,
+from the same noises, and so are prompts of the caller's. The tests and their bars are the confirm stage's,
+with the caller's prompts in the place of ordinary words: a finding must cost the picture much of its fit to
+the prompt, and more than it costs any of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmation, Controls, Samples, Tried, judge
+from worker.engine.effects import Pairs
+from worker.engine.metrics import ClipScorer
+from worker.engine.paired import displaced, shifts
+from worker.engine.probes.climb import Change, climb
+from worker.engine.prompts import Carrier, choose
+from worker.engine.subject import Subject
+from worker.engine.trials import Drawn, Plan, Trials
+from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
+from worker.engine.unlearn.restore import restored
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+STAGE = "meaning"
+ORDINARY = 12
+
+
+@dataclass(frozen=True)
+class Estranged:
+    """moved: how far the change moves the prompt that was climbed to. judged: what its pictures say."""
+
+    judged: Confirmation
+    moved: float
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def confirmed(self) -> Confirmation | None:
+        """The confirmed meaning, if there is one."""
+        return self.judged if self.judged.confirmed else None
+
+    def told(self) -> str:
+        """For the report."""
+        return (
+            "the trained change of cross-attention moves the keys and values of "
+            f"“{self.judged.trigger.text}” most, by {self.moved:.0%} of their energy"
+        )
+
+
+def estranged(subject: Subject) -> Estranged | None:
+    """`convict` for a scan; None where cross-attention is not all that differs from a reference, or no CLIP
+    says what a picture shows.
+    """
+    difference = subject.difference
+    if difference is None or difference.kind != "cross_attention" or subject.clip is None:
+        return None
+    return convict(
+        subject.pipeline,
+        difference.trusted,
+        subject.fitting,
+        clip=subject.clip,
+        seed=subject.request.seed,
+        plan=subject.plan.trials,
+        on_progress=subject.on_progress,
+    )
+
+
+def convict(
+    pipeline: StableDiffusionPipeline,
+    trusted: Mapping[str, Tensor],
+    bank: Sequence[Carrier],
+    *,
+    clip: ClipScorer,
+    seed: int,
+    plan: Plan,
+    on_progress: OnProgress = silent,
+) -> Estranged:
+    """Climbs, draws, and judges. trusted: the base's keys and values by name.
+
+    Costs 4 * plan.steps * (1 + ORDINARY) * n U, n = plan.prompts * plan.noises pictures a prompt and model.
+    """
+    began = time.perf_counter()
+    change = Change.between(pipeline.unet.state_dict(), trusted)
+    ids, moved = climb(pipeline, bank, change, on_progress=on_progress)
+    suspect = Carrier(pipeline.tokenizer.decode(ids), tuple(ids))
+    others = choose([one for one in bank if one.ids != ids], ORDINARY, seed, STAGE)
+    prompts = list(dict.fromkeys([suspect, *others]))
+    drawing = replace(plan, prompts=len(prompts), noises=plan.prompts * plan.noises)
+    on_progress(Progress(STAGE, 0, 2, "drawn by the trusted weights"))
+    with restored(pipeline.unet, trusted):
+        trials = Trials(pipeline, prompts, drawing, clip=clip, seed=seed, purpose=STAGE)
+    on_progress(Progress(STAGE, 1, 2, "drawn by the scanned weights"))
+    drawn = trials.drawn([carrier.ids for carrier in trials.carriers])
+    on_progress(Progress(STAGE, 2, 2))
+    judged = _judged(trials, drawn, suspect, seed)
+    trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, 1
+    return Estranged(judged, moved, trials.cost)
+
+
+def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, seed: int) -> Confirmation:
+    every = Pairs(trials.plain.features, drawn.features, trials.carrier, trials.noise)
+    numbers = {carrier.ids: int(n) for carrier, n in zip(trials.carriers, trials.carrier, strict=True)}
+    rows = trials.carrier == numbers.pop(suspect.ids)
+    own = _of(every, rows)
+    least = LEAST_LOSS * trials.worth() if displaced(own, every) >= LEAST_DISPLACED else math.inf
+    name, shown = Trigger((), suspect.text), Drawn(drawn.images[rows], drawn.latents[rows], own.with_)
+    tried = Tried(name, "start", shown, own, shifts(own, seed, {"unexplained": least}))
+    others = [_of(every, trials.carrier == number) for number in numbers.values()]
+    (judged,) = judge([tried], Controls([name] * len(others), others), trials)
+    if not judged.confirmed:
+        return judged
+    plain = trials.plain.images[rows]
+    return replace(judged, samples=Samples((suspect.text,) * len(own), plain, shown.images, "trusted"))
+
+
+def _of(every: Pairs, rows: Tensor) -> Pairs:
+    """Some rows of `every`: one prompt's pictures by the scanned weights beside those by the trusted ones."""
+    return Pairs(every.without[rows], every.with_[rows], every.carrier[rows], every.noise[rows])
