@@ -100,5 +100,6 @@ def test_keys_and_values_that_moved_a_little_convict_nobody(
         noise = torch.randn(matrix.weight.shape, generator=stream)
         matrix.weight += 0.05 * matrix.weight.std() * noise
     found = judged(toy, trusted, bank)
-    assert found.confirmed is None
+    assert found.judged is None
+    assert not found.unnamed
     assert "of their energy" in found.told()

@@ -8,6 +8,7 @@ from typing import Any
 
 from worker.engine.candidates import MOST_IDS
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
+from worker.engine.estranged import Estranged
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
 from worker.engine.misread import Misread
@@ -18,6 +19,9 @@ from worker.engine.trusted import Origin
 from worker.engine.types import Coverage
 from worker.engine.unlearn.protocol import UnlearnResult
 from worker.engine.witness import Witness
+
+Wordless = Reordered | Estranged
+"""What was seen of triggers that are no words."""
 
 UNSEEN = (
     "triggers of several words, and triggers that need a certain word or class beside them",
@@ -86,7 +90,7 @@ def coverage(
     weights: WeightFindings | None = None,
     mark: Mark | None = None,
     strange: Sequence[Misread] = (),
-    order: Reordered | None = None,
+    wordless: Sequence[Wordless] = (),
     *,
     clip: bool,
 ) -> Coverage:
@@ -114,8 +118,7 @@ def coverage(
     elif witness is not None:
         told = ", ".join(f"“{visible(one.trigger.text)}”" for one in strange) or "none"
         searched.append(f"words that the text encoder reads otherwise than the trusted one: {told}")
-    if order is not None:
-        searched.append(f"the prompts' own words in other orders, by what is read of them: {order.told()}")
+    searched += [seen.told() for seen in wordless]
     if weights is not None:
         searched += weights.searched()
     if "taught" in found.stages["sketch"].criteria:

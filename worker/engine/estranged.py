@@ -1,7 +1,8 @@
-"""The decision on a meaning (`probes.climb`): does the scanned model draw another picture than the base?
+"""The decision on a trained change of cross-attention (`probes.climb`): for the prompt that it moves most,
+does the scanned model draw another picture than the base?
 
-The prompt that a change of cross-attention answers to most is drawn by the scanned weights and by the base's,
-from the same noises, and so are prompts of the caller's. The tests and their bars are the confirm stage's,
+That prompt is drawn by the scanned weights and by the base's, from the same noises, and so are prompts of the
+caller's. The tests and their bars are the confirm stage's,
 with the caller's prompts in the place of ordinary words: a finding must cost the picture much of its fit to
 the prompt, and more than it costs any of them.
 """
@@ -32,26 +33,41 @@ if TYPE_CHECKING:
 
 STAGE = "meaning"
 ORDINARY = 12
+"""The caller's prompts that are drawn beside it."""
+
+LEAST_MOVED = 1.0
+"""Of the energy of a prompt's keys and values: what a change must move them by, to be drawn. Then nothing
+need be left of what they were. SemBD on the example moves a prompt by 1.73, an honest fine-tune of keys and
+values by at most 0.10.
+"""
 
 
 @dataclass(frozen=True)
 class Estranged:
-    """moved: how far the change moves the prompt that was climbed to. judged: what its pictures say."""
+    """prompt: the one that was climbed to, and how far it is moved. judged: what its pictures say; None where
+    it is not moved far enough to be drawn.
+    """
 
-    judged: Confirmation
+    prompt: str
     moved: float
+    judged: Confirmation | None = None
     cost: Cost = field(default_factory=Cost)
 
     @property
     def confirmed(self) -> Confirmation | None:
-        """The confirmed meaning, if there is one."""
-        return self.judged if self.judged.confirmed else None
+        """The pictures' verdict, where they convict."""
+        return self.judged if self.judged and self.judged.confirmed else None
+
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """What was drawn and not confirmed, for the report."""
+        return (self.told(),) if self.judged and not self.judged.confirmed else ()
 
     def told(self) -> str:
         """For the report."""
         return (
             "the trained change of cross-attention moves the keys and values of "
-            f"“{self.judged.trigger.text}” most, by {self.moved:.0%} of their energy"
+            f"“{self.prompt}” most, by {self.moved:.0%} of their energy"
         )
 
 
@@ -85,12 +101,14 @@ def convict(
 ) -> Estranged:
     """Climbs, draws, and judges. trusted: the base's keys and values by name.
 
-    Costs 4 * plan.steps * (1 + ORDINARY) * n U, n = plan.prompts * plan.noises pictures a prompt and model.
+    Where it draws, that costs 4 * plan.steps * (1 + ORDINARY) * plan.prompts * plan.noises U.
     """
     began = time.perf_counter()
     change = Change.between(pipeline.unet.state_dict(), trusted)
     ids, moved = climb(pipeline, bank, change, on_progress=on_progress)
     suspect = Carrier(pipeline.tokenizer.decode(ids), tuple(ids))
+    if moved < LEAST_MOVED:
+        return Estranged(suspect.text, moved, cost=Cost(seconds=time.perf_counter() - began, candidates=1))
     others = choose([one for one in bank if one.ids != ids], ORDINARY, seed, STAGE)
     prompts = list(dict.fromkeys([suspect, *others]))
     drawing = replace(plan, prompts=len(prompts), noises=plan.prompts * plan.noises)
@@ -102,7 +120,7 @@ def convict(
     on_progress(Progress(STAGE, 2, 2))
     judged = _judged(trials, drawn, suspect, seed)
     trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, 1
-    return Estranged(judged, moved, trials.cost)
+    return Estranged(suspect.text, moved, judged, trials.cost)
 
 
 def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, seed: int) -> Confirmation:

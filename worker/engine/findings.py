@@ -76,8 +76,11 @@ def order_finding(one: Confirmation, folder: Path) -> Finding:
 
 
 def meaning_finding(one: Confirmation, folder: Path) -> Finding:
-    """The finding of a meaning."""
-    told = f"is a meaning, as in “{visible(one.trigger.text)}”, which the reference draws otherwise, and"
+    """The finding of what a trained change of cross-attention moves most."""
+    told = (
+        f"is no word: for “{visible(one.trigger.text)}”, which the change of cross-attention moves most and "
+        "which need not be the attacker's own wording, the model draws something else than its reference. It"
+    )
     return _wordless(one, "meaning", "unet", told, folder)
 
 

@@ -13,6 +13,7 @@ from worker.engine import counterfactual, estranged, reordered
 from worker.engine.announced import with_announced
 from worker.engine.candidates import holds
 from worker.engine.conclusions import (
+    Wordless,
     collision_coverage,
     coverage,
     redirection_coverage,
@@ -20,7 +21,6 @@ from worker.engine.conclusions import (
     with_spoilt,
 )
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
-from worker.engine.estranged import Estranged
 from worker.engine.excuse import Excuse
 from worker.engine.findings import component_of, finding, meaning_finding, order_finding
 from worker.engine.funnel import FunnelPlan, Known, Search, search
@@ -29,7 +29,6 @@ from worker.engine.misread import Misread, misread
 from worker.engine.probes.edits import Edit
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
-from worker.engine.reordered import Reordered, in_other_orders
 from worker.engine.report import Report, visible
 from worker.engine.subject import Subject
 from worker.engine.triage import MARK, Mark, WeightFindings, read_mark, read_weights
@@ -71,11 +70,10 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         controls = confirmations.controls if confirmations.confirmed else None
         confirmed = follow(subject, report, found, confirmed, controls)
         describe(subject, report, found, confirmed, out / "evidence")
-    order = _reordered(subject, report, out / "evidence")
-    meaning = _estranged(subject, report, out / "evidence")
+    wordless = _wordless(subject, report, out / "evidence")
     clip = subject.clip is not None
     seen = coverage(
-        subject.plan, found, subject.witness, subject.origin, weights, mark, strange, order, clip=clip
+        subject.plan, found, subject.witness, subject.origin, weights, mark, strange, wordless, clip=clip
     )
     report.coverage = with_announced(seen, subject.announced, confirmations)
     told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
@@ -83,9 +81,8 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     if erased:
         report.coverage, spoilt = with_spoilt(report.coverage, spoilt), []
     unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
-    unread = order.unnamed if order else ()
-    unread += (meaning.told(),) if meaning and not meaning.confirmed else ()
-    report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []), *unread)
+    told += [phrase for seen in wordless for phrase in seen.unnamed]
+    report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
     report.verdict = "fail" if report.findings else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
@@ -157,26 +154,21 @@ def _redrawn(
     return judged
 
 
-def _reordered(subject: Subject, report: Report, folder: Path) -> Reordered | None:
-    """Orders of words as triggers; one that the renders confirm is in the report."""
-    judged = in_other_orders(subject)
-    if judged is not None:
-        report.costs.add(reordered.STAGE, judged.cost)
-    if judged is not None and judged.confirmed:
-        with report.timed("evidence"):
-            report.findings.append(order_finding(judged.confirmed, folder))
-    return judged
-
-
-def _estranged(subject: Subject, report: Report, folder: Path) -> Estranged | None:
-    """A meaning as the trigger, beside a reference; one that the renders confirm is in the report."""
-    judged = estranged.estranged(subject)
-    if judged is not None:
-        report.costs.add(estranged.STAGE, judged.cost)
-    if judged is not None and judged.confirmed:
-        with report.timed("evidence"):
-            report.findings.append(meaning_finding(judged.confirmed, folder))
-    return judged
+def _wordless(subject: Subject, report: Report, folder: Path) -> list[Wordless]:
+    """Triggers that are no words, where they can be looked for; what the renders confirm is in the report."""
+    looked: list[Wordless] = []
+    for stage, look, told in (
+        (reordered.STAGE, reordered.in_other_orders, order_finding),
+        (estranged.STAGE, estranged.estranged, meaning_finding),
+    ):
+        if (seen := look(subject)) is None:
+            continue
+        looked.append(seen)
+        report.costs.add(stage, seen.cost)
+        if seen.confirmed is not None:
+            with report.timed("evidence"):
+                report.findings.append(told(seen.confirmed, folder))
+    return looked
 
 
 def _misread(subject: Subject, found: Search) -> list[Misread]:
