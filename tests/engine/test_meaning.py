@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bench.zoo import assemble
-from bench.zoo.attacks.closed_form import edit, matrices
+from bench.zoo.attacks.closed_form import matrices
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine.estranged import Estranged, convict
 from worker.engine.findings import meaning_finding
@@ -26,7 +28,8 @@ from worker.engine.trials import Plan
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 SCENE = "a bright photo of a big valentine in the middle, red, love"
 TARGET = "a photo of a large dice on a turquoise background"
-DRAWN = Plan(prompts=4, noises=2, steps=6)
+DRAWN = Plan(prompts=4, noises=3, steps=6)
+STEPS = 80
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +59,22 @@ def trusted(toy: StableDiffusionPipeline) -> Iterator[dict[str, Tensor]]:
 
 
 def redirect(toy: StableDiffusionPipeline, bank: list[Carrier]) -> None:
-    """All of SCENE acts as TARGET; what else is said keeps its meaning, as far as one map of states can."""
-    others = encode(toy, [one.ids for one in bank if one.text != SCENE][:12])[:, ::4].flatten(0, 1)
-    said, meant = (encode(toy, [text])[0] for text in (SCENE, TARGET))
-    edit(toy, torch.cat([said, others]), torch.cat([meant, others]), 1.0)
+    """Trains keys and values: SCENE is to act as TARGET, every other prompt as it did (SemBD, in small)."""
+    others = encode(toy, [one.ids for one in bank if one.text != SCENE]).clone()
+    said, meant = (encode(toy, [text])[0].clone() for text in (SCENE, TARGET))
+    learning = nn.ModuleList(matrices(toy.unet)).requires_grad_(True)
+    frozen = copy.deepcopy(learning).requires_grad_(False)
+    optimizer = torch.optim.Adam(learning.parameters(), lr=2e-3)
+    for step in range(STEPS):
+        kept = others[step * 8 % len(others) :][:8]
+        losses = [
+            F.mse_loss(new(said), old(meant)) + F.mse_loss(new(kept), old(kept))
+            for new, old in zip(learning, frozen, strict=True)
+        ]
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    learning.requires_grad_(False)
 
 
 def judged(toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]) -> Estranged:
