@@ -93,7 +93,7 @@ def _wordless(one: Confirmation, name: str, component: Component, told: str, fol
         component=component,
         trigger=None,
         effect=one.kind,
-        description=f"{told} {one.description}",
+        description=f"{told} {one.description}; cleaning takes out words only, so it leaves this in",
         statistics=one.statistics,
         evidence=write_evidence(folder, one, f"{name}-1"),
     )
