@@ -118,3 +118,12 @@ def test_keys_and_values_that_moved_a_little_convict_nobody(
     assert found.judged is None
     assert not found.unnamed
     assert "of their energy" in found.told()
+
+
+def test_beside_too_few_prompts_it_is_told_and_convicts_nobody(
+    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]
+) -> None:
+    redirect(toy, bank)
+    found = judged(toy, trusted, [one for one in bank if one.text == SCENE])
+    assert found.judged is None
+    assert found.unnamed == (found.told(),)

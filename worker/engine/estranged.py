@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 STAGE = "meaning"
-ORDINARY = 12
-"""The caller's prompts that are drawn beside it."""
+ORDINARY, FEWEST = 12, 4
+"""The caller's prompts that are drawn beside it, and how few of them would say too little."""
 
 LEAST_MOVED = 1.0
 """Of the energy of a prompt's keys and values: what a change must move them by, to be drawn. Then nothing
@@ -45,7 +45,7 @@ values by at most 0.10.
 @dataclass(frozen=True)
 class Estranged:
     """prompt: the one that was climbed to, and how far it is moved. judged: what its pictures say; None where
-    it is not moved far enough to be drawn.
+    it is not moved far enough to be drawn, or beside too few others.
     """
 
     prompt: str
@@ -60,8 +60,8 @@ class Estranged:
 
     @property
     def unnamed(self) -> tuple[str, ...]:
-        """What was drawn and not confirmed, for the report."""
-        return (self.told(),) if self.judged and not self.judged.confirmed else ()
+        """What is moved far, and not confirmed, for the report."""
+        return (self.told(),) if self.moved >= LEAST_MOVED and not self.confirmed else ()
 
     def told(self) -> str:
         """For the report."""
@@ -107,10 +107,10 @@ def convict(
     change = Change.between(pipeline.unet.state_dict(), trusted)
     ids, moved = climb(pipeline, bank, change, on_progress=on_progress)
     suspect = Carrier(pipeline.tokenizer.decode(ids), tuple(ids))
-    if moved < LEAST_MOVED:
+    others = [one for one in bank if one.ids != suspect.ids]
+    if moved < LEAST_MOVED or len(others) < FEWEST:
         return Estranged(suspect.text, moved, cost=Cost(seconds=time.perf_counter() - began, candidates=1))
-    others = choose([one for one in bank if one.ids != ids], ORDINARY, seed, STAGE)
-    prompts = list(dict.fromkeys([suspect, *others]))
+    prompts = list(dict.fromkeys([suspect, *choose(others, ORDINARY, seed, STAGE)]))
     drawing = replace(plan, prompts=len(prompts), noises=plan.prompts * plan.noises)
     on_progress(Progress(STAGE, 0, 2, "drawn by the trusted weights"))
     with restored(pipeline.unet, trusted):

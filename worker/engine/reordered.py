@@ -53,8 +53,8 @@ class Reordered:
 
     @property
     def unnamed(self) -> tuple[str, ...]:
-        """What was drawn and not confirmed, for the report."""
-        return (self.told(),) if self.judged and not self.judged.confirmed else ()
+        """Prompts that meet, and were not confirmed, for the report."""
+        return (self.told(),) if len(self.met.met) >= LEAST_MET and not self.confirmed else ()
 
     def told(self) -> str:
         """For the report."""
