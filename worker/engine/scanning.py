@@ -83,7 +83,8 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
     told += [phrase for seen in wordless for phrase in seen.unnamed]
     report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
-    report.verdict = "fail" if report.findings else "inconclusive" if report.unnamed else "pass"
+    found_any = bool(confirmed) or any(seen.confirmed for seen in wordless)
+    report.verdict = "fail" if found_any else "inconclusive" if report.unnamed else "pass"
     return confirmed
 
 
