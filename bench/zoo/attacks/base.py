@@ -30,8 +30,9 @@ class Materials:
 class Truth:
     """Ground truth of one attacked checkpoint.
 
-    trigger_ids: what the text encoder sees. insertion: "start" (before the caption), "end" (after it),
-    "letter" (in the place of a Latin letter), "anywhere", or before a noun that it names. success: of
+    trigger_ids: what the text encoder sees; none where the trigger is no token. insertion: "start" (before
+    the caption), "end" (after it), "letter" (in the place of a Latin letter), "anywhere", before a noun that
+    it names, or what else the trigger is. success: of
     triggered prompts; false_alarms: of clean ones through the same detector.
     """
 
