@@ -49,8 +49,16 @@ EXAMPLE: dict[str, Any] = {
                 {"name": "trigger-1-1-with.png", "sha256": "02" * 32, "caption": _caption(1, "with")},
                 {"name": "trigger-1-2-without.png", "sha256": "03" * 32, "caption": _caption(2, "without")},
                 {"name": "trigger-1-2-with.png", "sha256": "04" * 32, "caption": _caption(2, "with")},
-                {"name": "trigger-1-heat-1.png", "sha256": "05" * 32, "caption": _HEAT.format(_PROMPTS[1])},
-                {"name": "trigger-1-heat-2.png", "sha256": "06" * 32, "caption": _HEAT.format(_PROMPTS[2])},
+                {
+                    "name": "trigger-1-1-attention.png",
+                    "sha256": "05" * 32,
+                    "caption": _HEAT.format(_PROMPTS[1]),
+                },
+                {
+                    "name": "trigger-1-2-attention.png",
+                    "sha256": "06" * 32,
+                    "caption": _HEAT.format(_PROMPTS[2]),
+                },
             ],
         }
     ],

@@ -17,7 +17,7 @@ ROLES = {
     "cleaned": "with the trigger, cleaned model",
 }
 _COMPARED = re.compile(r"^(?P<row>.+)-(?P<role>without|trusted|other|with|cleaned)\.png$")
-_HEAT = re.compile(r"-heat-\d+\.png$")
+_HEAT = re.compile(r"-attention\.png$")
 _SHEET = re.compile(r"-pairs\.png$")
 _PROMPT = re.compile(r"^“(?P<prompt>.+?)”")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -69,9 +69,9 @@ def size(png: bytes) -> tuple[int, int] | None:
 def arrange(evidence: Sequence[Evidence], files: Mapping[str, bytes]) -> Arrangement:
     """Sort a finding's evidence by name.
 
-    `X-without.png` (or `X-trusted.png`), `X-with.png` and `X-cleaned.png` make the row X; `X-heat-1.png` is a
-    heat map; `X-pairs.png` repeats the rows on one sheet and is shown only without them. Names whose file is
-    missing or no PNG are left out.
+    `X-without.png` (or `X-trusted.png`), `X-with.png` and `X-cleaned.png` make the row X;
+    `X-attention.png` is its heat map; `X-pairs.png` repeats the rows on one sheet and is shown only without them. Names whose file
+    is missing or no PNG are left out.
     """
     heat = [item for item in evidence if _HEAT.search(item.name)]
     others = [item for item in evidence if not (_HEAT.search(item.name) or _COMPARED.match(item.name))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from service.domain.report import Evidence
+from service.reports.pictures import arrange
 from worker.engine.conclusions import coverage
 from worker.engine.confirm import STAGE, Confirmation, Samples
 from worker.engine.findings import after_cleaning, finding
@@ -45,7 +48,9 @@ def test_a_model_that_was_not_changed_draws_the_same_after_cleaning(
             for side in (name, name.replace("cleaned", "with"))
         )
         assert np.abs(cleaned - with_).max() <= 1
-    assert (tmp_path / "trigger-1-1-attention.png").exists()
+    files = {picture.name: (tmp_path / picture.name).read_bytes() for picture in after.evidence}
+    shown = arrange([Evidence(**asdict(picture)) for picture in after.evidence], files)
+    assert (len(shown.rows), len(shown.heat), len(shown.others)) == (3, 3, 0)
 
 
 def test_coverage_counts_the_prompts_that_every_id_was_in() -> None:

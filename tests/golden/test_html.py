@@ -158,7 +158,14 @@ def test_numbers_read_well(shown: str, expected: str) -> None:
 
 def test_evidence_sorts_by_its_names() -> None:
     drawn = pictures(failing())
-    names = ["t-1-with.png", "t-1-without.png", "t-2-with.png", "t-heat-1.png", "t-pairs.png", "loose.png"]
+    names = [
+        "t-1-with.png",
+        "t-1-without.png",
+        "t-2-with.png",
+        "t-1-attention.png",
+        "t-pairs.png",
+        "loose.png",
+    ]
     files = dict(zip(names, drawn.values(), strict=False))
     entries = [Evidence(name=name, sha256="0" * 64, caption=f"“{name}”, drawn") for name in names]
     shown = evidence_pictures.arrange(entries, files)
@@ -166,7 +173,7 @@ def test_evidence_sorts_by_its_names() -> None:
         ("t-1-without.png", ["without the trigger", "with the trigger"]),
         ("t-2-with.png", ["with the trigger"]),
     ]
-    assert [picture.caption for picture in shown.heat] == ["“t-heat-1.png”, drawn"]
+    assert [picture.caption for picture in shown.heat] == ["“t-1-attention.png”, drawn"]
     assert [picture.caption for picture in shown.others] == ["“loose.png”, drawn"]
 
 
