@@ -70,8 +70,8 @@ def arrange(evidence: Sequence[Evidence], files: Mapping[str, bytes]) -> Arrange
     """Sort a finding's evidence by name.
 
     `X-without.png` (or `X-trusted.png`), `X-with.png` and `X-cleaned.png` make the row X;
-    `X-attention.png` is its heat map; `X-pairs.png` repeats the rows on one sheet and is shown only without them. Names whose file
-    is missing or no PNG are left out.
+    `X-attention.png` is its heat map; `X-pairs.png` repeats the rows on one sheet and is shown only without
+    them. Names whose file is missing or no PNG are left out.
     """
     heat = [item for item in evidence if _HEAT.search(item.name)]
     others = [item for item in evidence if not (_HEAT.search(item.name) or _COMPARED.match(item.name))]
