@@ -25,7 +25,8 @@ Wordless = Reordered | Estranged
 
 UNSEEN = (
     "triggers of several words, and triggers that need a certain word or class beside them",
-    "triggers by meaning, or by wordings other than a prompt's end first",
+    "triggers by meaning or wording",
+    "orders of words other than a prompt's end first, and any that the UNet alone minds",
     "targets without a trigger (bias)",
     "triggers in the starting noise or in an input picture",
 )
@@ -126,11 +127,14 @@ def coverage(
     if weights is None or weights.difference.remap is None:
         left = mark.told() if mark else "none"
         searched.append(f"what a closed-form edit leaves in cross-attention's keys and values: {left}")
+    return Coverage(tuple(searched), _not_searched(len(ranked) - glanced, several, origin, clip=clip))
+
+
+def _not_searched(unglanced: int, several: int, origin: Origin | None, *, clip: bool) -> tuple[str, ...]:
+    """unglanced: candidates that only the sketch saw. several: how many of all take several ids."""
     not_searched = list(UNSEEN)
-    if glanced < len(ranked):
-        not_searched.append(
-            f"what the other {len(ranked) - glanced:,} candidates do beyond what a first order shows"
-        )
+    if unglanced:
+        not_searched.append(f"what the other {unglanced:,} candidates do beyond what a first order shows")
     if not several:
         not_searched.append("characters that take several ids (budget “quick”)")
     if clip:
@@ -143,7 +147,7 @@ def coverage(
         not_searched.append("whether a change is explained by the word's meaning (no CLIP was given)")
     if origin is not None and origin.trusts("text_encoder"):
         not_searched.append(f"text collapse: skipped, {_trusted('the text encoder', origin)}")
-    return Coverage(tuple(searched), tuple(not_searched))
+    return tuple(not_searched)
 
 
 def with_spoilt(seen: Coverage, words: Sequence[str]) -> Coverage:
