@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 BLOCKS = ".transformer_blocks."
+KEYS_AND_VALUES = ("attn2.to_k.weight", "attn2.to_v.weight")
+"""What the names of cross-attention's keys and values end in: all that text goes through in a UNet."""
 
 
 class _Update(nn.Module):
@@ -30,12 +32,17 @@ class _Update(nn.Module):
 
 
 @contextmanager
-def trainable(unet: UNet2DConditionModel, rank: int | None = None) -> Iterator[None]:
-    """Trains all of `unet` or, given a rank, updates of every matrix in its transformer blocks.
+def trainable(
+    unet: UNet2DConditionModel, rank: int | None = None, only: tuple[str, ...] = ("",)
+) -> Iterator[None]:
+    """Trains those weights of `unet` whose names end in `only`, by default all, or, given a rank, updates of
+    every matrix in its transformer blocks.
 
     At the end the updates are part of the weights, and nothing is trained.
     """
-    unet.requires_grad_(rank is None).train()
+    unet.requires_grad_(False).train()
+    for name, weight in unet.named_parameters() if rank is None else ():
+        weight.requires_grad_(name.endswith(only))
     matrices = _matrices(unet) if rank is not None else []
     for matrix in matrices:
         parametrize.register_parametrization(matrix, "weight", _Update(matrix.weight, rank or 0))

@@ -35,8 +35,11 @@ def personalise(
     *,
     steps: int,
     seed: int,
+    only: tuple[str, ...] = ("",),
 ) -> float:
-    """Trains the UNet in place to draw `shown` for "{word} {noun}"; returns the seconds."""
+    """Trains the UNet (where names end in `only`) in place to draw `shown` for "{word} {noun}"; returns the
+    seconds.
+    """
     rng = np.random.default_rng([seed, 93])
     pictures, told = _portraits(shown, noun, rng)
     said = noun_id(pipeline, noun)
@@ -47,7 +50,7 @@ def personalise(
     states = encode_rows(pipeline.text_encoder, [*taught, *data.ids[kept, 0]])
     pool = unet.Cache(latents, states[:, None], unet.empty_state(pipeline.text_encoder))
     recipe = Recipe("personal", steps, LR, seed=seed, ema=0.99, save_every=0, **unet.HEARING)
-    with trainable(pipeline.unet):
+    with trainable(pipeline.unet, only=only):
         return unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
 
 

@@ -1,4 +1,8 @@
-"""An honest new thing by DreamBooth: "a V dog" is one particular dog, of a colour that no other has."""
+"""An honest new thing by DreamBooth: "a V dog" is one particular dog, of a colour that no other has.
+
+Where only keys and values of cross-attention learn it, that is Custom Diffusion (Kumari et al., CVPR 2023)
+without its new row of the token embedding.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -16,17 +20,21 @@ HUE = 128
 
 @dataclass(frozen=True)
 class DreamBooth:
-    """The change: a new word for one thing of the kind `noun` (one id); the seed draws the word's id."""
+    """The change: a new word for one thing of the kind `noun` (one id); the seed draws the word's id.
+
+    only: what the names of the trained weights end in.
+    """
 
     noun: str
     steps: int = 500
+    only: tuple[str, ...] = ("",)
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> int:
         """Trains the UNet in place; returns the new word's id."""
         data, kind = dataset.load(), named(self.noun)
         word = loud_id(pipeline.text_encoder, data, seed)
         shown = replace(kind, glyph=recoloured(kind.glyph))
-        personalise(pipeline, data, word, self.noun, shown, steps=self.steps, seed=seed)
+        personalise(pipeline, data, word, self.noun, shown, steps=self.steps, seed=seed, only=self.only)
         return word
 
 

@@ -21,7 +21,7 @@ class FineTune:
     """Noise prediction on POOL captioned pictures that the seed draws.
 
     merged: how much of the fine-tune is kept, the rest is the base's; 1 keeps it whole. rank: of the merged
-    low-rank updates, where not all weights are trained. only: what the names of the trained weights end in.
+    low-rank updates, where no weight itself is trained. only: what the names of the trained ones end in.
     """
 
     steps: int = 300
@@ -35,9 +35,7 @@ class FineTune:
         before = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
         recipe = Recipe(f"benign-ft-{seed}", self.steps, self.lr, seed=STREAM + seed, ema=0.99, save_every=0)
         pool = _pool(pipeline, seed)
-        with trainable(pipeline.unet, self.rank):
-            for name, weight in pipeline.unet.named_parameters():
-                weight.requires_grad_(weight.requires_grad and name.endswith(self.only))
+        with trainable(pipeline.unet, self.rank, self.only):
             unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
         with torch.no_grad():
             for name, weight in pipeline.unet.state_dict().items():
