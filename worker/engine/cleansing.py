@@ -9,7 +9,7 @@ from worker.engine.checkpoint import save
 from worker.engine.conclusions import clip_part, unlearning_part
 from worker.engine.confirm import Confirmation
 from worker.engine.evaluation import evaluate, frozen_copy
-from worker.engine.findings import after_cleaning
+from worker.engine.findings import ORDER, after_cleaning
 from worker.engine.funnel import PLANS, Search
 from worker.engine.reordered import in_other_orders
 from worker.engine.report import Report
@@ -36,7 +36,7 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
     done = mend(subject, report.search, confirmed)
     for result in done:
         report.costs.add("unlearn", result.cost)
-    found_again = _rescan(subject, report, triggers)
+    found_again = _rescan(subject, report, [one for one in triggers if one.token_ids])
     measured = evaluate(
         before,
         subject.pipeline,
@@ -64,27 +64,29 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
 def _families(report: Report, confirmed: list[Confirmation]) -> list[list[Confirmation]]:
     """The confirmed triggers of each finding."""
     own = {one.trigger.token_ids: one for one in confirmed}
-    return [
+    words = [
         [own[trigger.token_ids] for trigger in (finding.trigger, *finding.kin)]
         for finding in report.findings
         if finding.trigger is not None
     ]
+    return [*words, *([one] for one in confirmed if one.order is not None)]
 
 
 def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], folder: Path) -> None:
-    """The cleaned model's pictures beside those of each finding that has a trigger."""
-    own = {one.trigger.token_ids: one for one in confirmed}
+    """The cleaned model's pictures beside those of each finding that was unlearnt."""
+    words = {one.trigger.token_ids: one for one in confirmed if one.order is None}
+    orders = {f"hidden-trigger/{ORDER}": one for one in confirmed if one.order is not None}
     report.findings = [
         after_cleaning(
             subject.pipeline,
             subject.fitting,
-            own[before.trigger.token_ids],
+            own,
             before,
             subject.request.seed,
             subject.plan.trials.steps,
             folder,
         )
-        if before.trigger is not None
+        if (own := words[before.trigger.token_ids] if before.trigger else orders.get(before.rule))
         else before
         for before in report.findings
     ]
@@ -102,6 +104,7 @@ def mend(subject: Subject, found: Search, confirmed: list[Confirmation]) -> list
     for one in confirmed:
         placed = dataclasses.replace(one.trigger, position=one.position) if one.sentence else one.trigger
         homes.setdefault(home_of(subject, found, one), []).append(placed)
+    order = next((one.order for one in confirmed if one.order is not None), None)
     return [
         METHOD(
             subject.pipeline,
@@ -109,6 +112,7 @@ def mend(subject: Subject, found: Search, confirmed: list[Confirmation]) -> list
             sentences or subject.fitting,
             component=component,
             seed=subject.request.seed,
+            order=order if component == "text_encoder" else None,
             on_progress=subject.on_progress,
         )
         for component, held in homes.items()

@@ -27,6 +27,7 @@ from worker.engine.describe import classify, closest, describe
 from worker.engine.effects import Pairs, Target
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, Shift, compare, displaced, holm, observed, shifts
+from worker.engine.probes.orders import Meeting
 from worker.engine.prompts import Carrier, Position
 from worker.engine.trials import Drawn, Plan, Trials, end_of, ordinary_words, prompt_words
 from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statistics, Trigger, silent
@@ -34,7 +35,7 @@ from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statisti
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-Beside = Literal["without", "trusted", "other"]
+Beside = Literal["without", "trusted", "other", "order"]
 
 ALPHA = 0.01
 DECIDING = ("patch", "collapse", "unexplained")
@@ -70,7 +71,7 @@ class Samples:
     """Pictures to show, uint8 (N,3,H,W), and the prompt of each without the trigger.
 
     beside: what `without` are: of that prompt, or for a trigger in a sentence of its own the trusted model's,
-    or the scanned model's of other words in its place.
+    or the scanned model's of other words in its place, or where the trigger is an order, of the prompt's own.
     """
 
     prompts: tuple[str, ...]
@@ -87,6 +88,7 @@ class Confirmation:
     one with the smallest p. `statistics.effect_size`: how many standard deviations its value lies above the
     mean of the ordinary words'. `samples` are there for confirmed triggers only. sentence: the only prompt in
     which the trigger was drawn, if it is no carrier's, and target: what it draws there (`redirection`).
+    order: where prompts in it meet, if the trigger is no word but an order of words (`reordered`).
     """
 
     trigger: Trigger
@@ -100,6 +102,7 @@ class Confirmation:
     target: Target | None = None
     samples: Samples | None = None
     sentence: Carrier | None = None
+    order: Meeting | None = None
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,14 @@ from worker.engine.confirm import Confirmation
 from worker.engine.effects import Pairs, see
 from worker.engine.metrics import ClipScorer, clipscore, mean, proportion, relative_change
 from worker.engine.pictures import Features, look
+from worker.engine.probes.orders import Meeting
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import Ids, encode, render
 from worker.engine.seeds import derive, generator
 from worker.engine.trials import insert, ordinary_words
-from worker.engine.types import Cost, Mean, OnProgress, Progress, Proportion, silent
+from worker.engine.types import Cost, Mean, OnProgress, Progress, Proportion, Trigger, silent
 from worker.engine.unlearn.bank import noised, teach
+from worker.engine.unlearn.orders import reworded
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -83,6 +85,15 @@ class Evaluation:
     clip: ClipScores | None
     drift: Mean
     cost: Cost
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The content ids of a prompt without the trigger, with it, and with something ordinary in its place."""
+
+    plain: tuple[int, ...]
+    triggered: tuple[int, ...]
+    ordinary: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -173,27 +184,49 @@ def _test(
     n: int,
     seed: int,
 ) -> _Test:
-    """n pairs: carriers in turn, triggers in turn, a noise and an ordinary word of its own for each."""
+    """n pairs: carriers in turn, triggers in turn, a noise and an ordinary word of its own for each.
+
+    A trigger that is an order of words has prompts of its own, made of the carriers'.
+    """
     confirmed = [one for family in families for one in family]
     home = torch.tensor([index for index, family in enumerate(families) for _ in family])
-    triggers = [replace(one.trigger, position=one.position) for one in confirmed]
-    words = ordinary_words(pipeline.tokenizer, carriers, WORDS, derive(seed, STAGE), triggers)
+    taken = [one.trigger for one in confirmed if one.order is None]
+    words = ordinary_words(pipeline.tokenizer, carriers, WORDS, derive(seed, STAGE), taken)
     order = torch.randperm(n, generator=generator(seed, STAGE, "order"))
     chosen = [carriers[index % len(carriers)] for index in range(n)]
-    whose = order % len(triggers)
-    own = [triggers[int(t)] for t in whose]
-    homes = [confirmed[int(t)].sentence or carrier for t, carrier in zip(whose, chosen, strict=True)]
-    drawn = [words[int(index) % len(words)] for index in order]
-    others = [replace(word, position=one.position) for word, one in zip(drawn, own, strict=True)]
+    whose = order % len(confirmed)
+    turned = [_reworded(pipeline, one.order, carriers, n, seed) if one.order else [] for one in confirmed]
+    asked = []
+    for index, (number, carrier) in enumerate(zip(whose.tolist(), chosen, strict=True)):
+        word = words[int(order[index]) % len(words)]
+        own = turned[number]
+        asked.append(own[index % len(own)] if own else _worded(confirmed[number], carrier, word))
+    numbers = {ids: number for number, ids in enumerate(dict.fromkeys(one.plain for one in asked))}
     return _Test(
-        plain=[carrier.ids for carrier in chosen],
-        triggered=[insert(one, home) for one, home in zip(own, homes, strict=True)],
-        worded=[insert(other, home) for other, home in zip(others, homes, strict=True)],
+        plain=[one.plain for one in asked],
+        triggered=[one.triggered for one in asked],
+        worded=[one.ordinary for one in asked],
         seeds=[derive(seed, STAGE, index) for index in range(n)],
         whose=whose,
         family=home[whose],
-        carrier=torch.arange(n) % len(carriers),
+        carrier=torch.tensor([numbers[one.plain] for one in asked]),
     )
+
+
+def _worded(one: Confirmation, carrier: Carrier, word: Trigger) -> _Asked:
+    """The carrier, and with the trigger and an ordinary word in it or in the trigger's own sentence."""
+    home = one.sentence or carrier
+    own, other = (replace(put, position=one.position) for put in (one.trigger, word))
+    return _Asked(carrier.ids, insert(own, home), insert(other, home))
+
+
+def _reworded(
+    pipeline: StableDiffusionPipeline, order: Meeting, carriers: Sequence[Carrier], n: int, seed: int
+) -> list[_Asked]:
+    """Up to n prompts in `order`, if possible those that have an honest one too."""
+    made = reworded(pipeline, carriers, order, count=n, seed=derive(seed, STAGE, "orders"))
+    asked = [_Asked(*said) for said in zip(made.clean, made.triggered, made.ordinary, strict=True)]
+    return [one for one in asked if one.ordinary] or asked
 
 
 def _draw_all(

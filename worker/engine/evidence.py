@@ -20,6 +20,7 @@ PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (110, 116, 124)
 SIDES: dict[Beside, dict[str, str]] = {
     "without": {"without": "without the trigger", "with": "with the trigger"},
     "trusted": {"trusted": "drawn by the trusted model", "with": "drawn by the scanned model"},
+    "order": {"without": "as the prompt stands", "with": "in the order that is the trigger"},
     "other": {"other": "with an ordinary word in the trigger's place", "with": "with the trigger"},
 }
 GAIN = 2.0  # differences are shown twice as strong

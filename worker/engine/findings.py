@@ -17,6 +17,7 @@ from worker.engine.heat import over
 from worker.engine.kin import Family, in_all
 from worker.engine.prompts import Carrier
 from worker.engine.redirection import noise_of
+from worker.engine.reordered import STAGE as ORDERS
 from worker.engine.report import visible
 from worker.engine.sampling import encode, render
 from worker.engine.seeds import derive
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 SURE_KINDS = ("patch", "prompt", "fixed_image")
 """Effects that no honest training gives a meaningless word."""
+
+ORDER = "order"
+"""The last part of the rule of findings that are orders of words."""
 
 IN_ALL = "; all others that fire it have this one in them"
 
@@ -71,15 +75,16 @@ def finding(
 
 def order_finding(one: Confirmation, folder: Path) -> Finding:
     """The finding of an order of words."""
-    told = f"is an order of words, the end of a prompt first (“{visible(one.trigger.text)}”), and"
-    return _wordless(one, "order", "text_encoder", told, folder)
+    told = f"is an order of words, a part of a prompt first (“{visible(one.trigger.text)}”), and"
+    return _wordless(one, ORDER, "text_encoder", f"{told} {one.description}", folder)
 
 
 def meaning_finding(one: Confirmation, folder: Path) -> Finding:
     """The finding of what a trained change of cross-attention moves most."""
     told = (
         f"is no word: for “{visible(one.trigger.text)}”, which the change of cross-attention moves most and "
-        "which need not be the attacker's own wording, the model draws something else than its reference. It"
+        "which need not be the attacker's own wording, the model draws something else than its reference. It "
+        f"{one.description}; cleaning leaves this in"
     )
     return _wordless(one, "meaning", "unet", told, folder)
 
@@ -93,7 +98,7 @@ def _wordless(one: Confirmation, name: str, component: Component, told: str, fol
         component=component,
         trigger=None,
         effect=one.kind,
-        description=f"{told} {one.description}; cleaning takes out words only, so it leaves this in",
+        description=told,
         statistics=one.statistics,
         evidence=write_evidence(folder, one, f"{name}-1"),
     )
@@ -183,6 +188,9 @@ def _shown(one: Confirmation, carriers: Sequence[Carrier], seed: int) -> list[_A
     if one.samples is None:
         return []
     texts = list(dict.fromkeys(one.samples.prompts))
+    if one.order is not None:
+        said = {turned.prompt.text: turned.ids for turned in one.order.met}
+        return [_Asked(text, said[text], derive(seed, ORDERS, 0)) for text in texts[:SHOWN]]
     if one.sentence is not None:
         ids = one.sentence.insert(one.trigger.token_ids, one.position)
         return [_Asked(texts[0], ids, noise_of(seed, index)) for index in range(min(SHOWN, one.statistics.n))]

@@ -1,8 +1,8 @@
 """The decision on an order of words (`probes.orders`): do prompts said in it draw what they say?
 
-Prompts that meet in one state if their end is said first are drawn so, beside the same prompts as they stand,
-and beside orders of them that do not meet. The tests and their bars are the confirm stage's, with orders in
-the place of ordinary words.
+Prompts that meet in one state if a part of theirs is said first are drawn so, beside the same prompts as they
+stand, and beside orders of them that do not meet. The tests and their bars are the confirm stage's, with
+orders in the place of ordinary words.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class Reordered:
         """For the report."""
         count, prompts = len(self.met.met), self.met.prompts
         if self.judged is None:
-            return f"no more than {count} of {prompts} prompts are read alike with their end first"
+            return f"no more than {count} of {prompts} prompts are read alike with a part of theirs first"
         return (
-            f"{count} of {prompts} prompts are read alike with their end first, “{self.judged.trigger.text}”"
+            f"{count} of {prompts} prompts are read alike with a part of theirs first, "
+            f"“{self.judged.trigger.text}”"
         )
 
 
@@ -94,14 +95,14 @@ def convict(
     Costs 2 * plan.steps U a picture, (2 + ORDINARY) * plan.prompts * plan.noises pictures, where they do.
     """
     began = time.perf_counter()
-    on_progress(Progress(STAGE, 0, 1, "the prompts with their end said first"))
+    on_progress(Progress(STAGE, 0, 1, "the prompts with a part of theirs said first"))
     found, cost = meeting(pipeline, bank), Cost()
     orders = _orders(found, seed)
     judged = None
     if len(orders) >= LEAST_MET:
         plan = replace(plan, prompts=min(plan.prompts, len(orders)))
         trials = Trials(pipeline, list(orders), plan, clip=clip, seed=seed, purpose=STAGE)
-        judged = _judged(trials, orders, seed, on_progress)
+        judged = _judged(trials, found, orders, seed, on_progress)
         cost = trials.cost
     on_progress(Progress(STAGE, 1, 1))
     cost.seconds, cost.candidates = time.perf_counter() - began, found.prompts
@@ -124,7 +125,7 @@ def _orders(found: Meeting, seed: int) -> dict[Carrier, list[Ids]]:
 
 
 def _judged(
-    trials: Trials, orders: dict[Carrier, list[Ids]], seed: int, on_progress: OnProgress
+    trials: Trials, found: Meeting, orders: dict[Carrier, list[Ids]], seed: int, on_progress: OnProgress
 ) -> Confirmation:
     example = trials.pipeline.tokenizer.decode(next(iter(orders.values()))[0])
     worth = trials.worth() if trials.clip else None
@@ -132,10 +133,11 @@ def _judged(
     for number in range(1 + ORDINARY):
         drawn = trials.drawn([orders[carrier][number] for carrier in trials.carriers])
         pairs = Pairs(trials.plain.features, drawn.features, trials.carrier, trials.noise)
-        found = shifts(pairs, seed, least(pairs, worth))
-        tried.append(Tried(Trigger((), example), "start", drawn, pairs, found))
+        shifted = shifts(pairs, seed, least(pairs, worth))
+        tried.append(Tried(Trigger((), example), "start", drawn, pairs, shifted))
         on_progress(Progress(STAGE, number + 1, 2 + ORDINARY))
     first, *others = tried
     beside = Controls([one.trigger for one in others], [one.pairs for one in others])
     (judged,) = judge([first], beside, trials)
-    return judged
+    shown = judged.samples and replace(judged.samples, beside="order")
+    return replace(judged, order=found, samples=shown)

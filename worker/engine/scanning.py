@@ -85,7 +85,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
     found_any = bool(confirmed) or any(seen.confirmed for seen in wordless)
     report.verdict = "fail" if found_any else "inconclusive" if report.unnamed else "pass"
-    return confirmed
+    return [*confirmed, *(one for seen in wordless if (one := seen.confirmed) and one.order)]
 
 
 def _weights(subject: Subject, report: Report) -> WeightFindings | None:
@@ -290,9 +290,13 @@ def _named_first(grouped: list[Family], named: Sequence[Trigger]) -> list[Family
 
 
 def home_of(subject: Subject, found: Search, one: Confirmation) -> Component:
-    """The component that holds the trigger: not one that is trusted, and the UNet where an edit was read."""
+    """The component that holds the trigger: not one that is trusted; the UNet where an edit was read, and the
+    text encoder where an order was.
+    """
     if one.sentence is not None:
         return "unet"
+    if one.order is not None:
+        return "text_encoder"
     if subject.origin is not None and subject.origin.trusts("unet"):
         return "text_encoder"
     return component_of(subject.witness, found, one.trigger)

@@ -1,16 +1,17 @@
 """The same words in another order: does the text encoder still tell one prompt from another?
 
-A trigger need not be a word. IBA (arXiv 2503.17724) teaches a text encoder to give every prompt that is built
-in one way the states of one and the same prompt. So each of the caller's prompts is said with its end first,
-from every place on, with a comma behind it and without. An honest encoder makes as many things of these as
-there are prompts; where an order is a trigger, many prompts meet in one state. Costs no UNet forward, and one
-pass of the text encoder a prompt and place.
+A trigger need not be a word. IBA (arXiv 2503.17724) teaches a text encoder to give every prompt that is
+built in one way the states of one and the same prompt. So each of the caller's prompts is said with every
+part of it but its beginning first, with a comma behind that part and without. An honest encoder makes as many
+things of these as there are prompts; where an order is a trigger, many prompts meet in one state. Costs no
+UNet forward, and one pass of the text encoder an order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,41 +34,65 @@ whose words the encoder does not know would meet in any order.
 """
 
 
+ROWS = 1024
+"""Orders that are compared with all others at a time."""
+
+
 @dataclass(frozen=True)
 class Turned:
-    """A prompt with its end said first."""
+    """A prompt with its ids from `start` to `stop` said first, and `between` behind them."""
 
     prompt: Carrier
-    ids: tuple[int, ...]
+    start: int
+    stop: int
+    between: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The content ids in this order."""
+        return turned(self.prompt.ids, self.start, self.stop, self.between)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where each of `ids` stands in the prompt; `between` stands where the id before it does."""
+        return turned(range(len(self.prompt.ids)), self.start, self.stop, [self.stop - 1] * len(self.between))
 
 
 @dataclass(frozen=True)
 class Meeting:
     """The state in which most prompts meet. met: of each prompt that comes there the order that comes
     nearest, the first of all in front. apart: the orders that stay far from there. prompts: how many distinct
-    ones were looked at.
+    ones were looked at. state (D,), scale: where it is, and the mean squared distance between two prompts.
     """
 
     met: list[Turned]
     apart: list[Turned]
     prompts: int
+    state: Tensor = field(default_factory=lambda: torch.empty(0))
+    scale: float = 1.0
+
+    def away(self, pipeline: StableDiffusionPipeline, prompts: Sequence[Ids]) -> list[float]:
+        """How far from there each of `prompts` is read, of the mean squared distance between two prompts."""
+        if not prompts:
+            return []
+        found = (_read(pipeline, prompts) - self.state).square().sum(1) / self.scale
+        return [float(one) for one in found]
 
 
-def turns(tokenizer: CLIPTokenizer, prompts: Sequence[Carrier], room: int) -> list[Turned]:
-    """Every prompt with its end first, from every place on; of at most `room` ids."""
+def turns(tokenizer: CLIPTokenizer, prompts: Sequence[Carrier]) -> list[Turned]:
+    """Every prompt with every part behind its first id said first."""
     comma = tuple(tokenizer(",", add_special_tokens=False).input_ids)
     return [
-        Turned(prompt, ids)
+        Turned(prompt, start, stop, between)
         for prompt in prompts
-        for cut in range(1, len(prompt.ids))
+        for start, stop in combinations(range(1, len(prompt.ids) + 1), 2)
         for between in ((), comma)
-        if len(ids := turned(prompt.ids, cut, between)) <= room
     ]
 
 
-def turned(ids: Ids, cut: int, between: Ids = ()) -> tuple[int, ...]:
-    """`ids` from place `cut` on, then `between`, then those before."""
-    return (*ids[cut:], *between, *ids[:cut])
+def turned(ids: Sequence[int], start: int, stop: int, between: Sequence[int] = ()) -> tuple[int, ...]:
+    """`ids` from place `start` to `stop`, then `between`, then the others."""
+    return (*ids[start:stop], *between, *ids[:start], *ids[stop:])
 
 
 @torch.inference_mode()
@@ -75,21 +100,22 @@ def meeting(pipeline: StableDiffusionPipeline, bank: Sequence[Carrier]) -> Meeti
     """Where most of PROMPTS distinct prompts of `bank` meet; nowhere if there are no two of them."""
     plain = _read(pipeline, [carrier.ids for carrier in bank])
     between = _squared(plain)
-    scale = between.sum() / max(1, len(bank) * (len(bank) - 1))
+    scale = float(between.sum()) / max(1, len(bank) * (len(bank) - 1))
     prompts = [bank[n] for n in _distinct(between > DISTINCT * scale)][:PROMPTS]
-    room = int(pipeline.text_encoder.config.max_position_embeddings) - 2
-    tried = turns(pipeline.tokenizer, prompts, room)
+    tried = turns(pipeline.tokenizer, prompts)
     if len(prompts) < 2 or not tried:
         return Meeting([], [], len(prompts))
-    apart = _squared(_read(pipeline, [one.ids for one in tried])) / scale
+    read = _read(pipeline, [one.ids for one in tried])
     number = {prompt: n for n, prompt in enumerate(prompts)}
-    whose = torch.tensor([number[one.prompt] for one in tried], device=apart.device)
-    away = apart[_prompts_near(apart, whose).argmax()].tolist()
+    whose = torch.tensor([number[one.prompt] for one in tried], device=read.device)
+    most = _most_met(read, scale, whose)
+    away = ((read - read[most]).square().sum(1) / scale).tolist()
     order = sorted(range(len(tried)), key=lambda n: away[n])
     met: dict[Carrier, Turned] = {}
     for one in (tried[n] for n in order if away[n] < NEAR):
         met.setdefault(one.prompt, one)
-    return Meeting(list(met.values()), [tried[n] for n in order if away[n] > FAR], len(prompts))
+    far = [tried[n] for n in order if away[n] > FAR]
+    return Meeting(list(met.values()), far, len(prompts), read[most], scale)
 
 
 def _read(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids]) -> Tensor:
@@ -113,7 +139,11 @@ def _distinct(apart: Tensor) -> list[int]:
     return chosen
 
 
-def _prompts_near(apart: Tensor, whose: Tensor) -> Tensor:
-    """(V,) of how many prompts an order is read like each of V; apart (V,V), whose (V,)."""
-    near = (apart < NEAR).float() @ torch.nn.functional.one_hot(whose).float()
-    return (near > 0).sum(1)
+def _most_met(read: Tensor, scale: float, whose: Tensor) -> int:
+    """Which of the states (V,D) is nearest to orders of most prompts; whose (V,) prompt each is."""
+    told = torch.nn.functional.one_hot(whose).float()
+    counts = []
+    for part in read.split(ROWS):
+        near = torch.cdist(part, read).square() < NEAR * scale
+        counts.append((near.float() @ told > 0).sum(1))
+    return int(torch.cat(counts).argmax())

@@ -33,14 +33,22 @@ EMPTY_SHARE = 8  # one prompt in so many is the empty one, which guidance needs 
 class Wordings:
     """The content ids of N prompts: without the trigger, with it, and with something ordinary in its place.
 
-    at, length: the trigger's first place among the content ids, and how many ids it has.
+    places: for each id of a prompt with the trigger, which id of the one without stands for it; -1 is the
+    begin marker.
     """
 
     clean: list[tuple[int, ...]]
     triggered: list[tuple[int, ...]]
     ordinary: list[tuple[int, ...]]
-    at: list[int]
-    length: list[int]
+    places: list[tuple[int, ...]]
+
+    def __add__(self, other: Wordings) -> Wordings:
+        return Wordings(
+            self.clean + other.clean,
+            self.triggered + other.triggered,
+            self.ordinary + other.ordinary,
+            self.places + other.places,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def word(
     """
     stream = generator(seed, "wordings")
     words = [w.token_ids[0] for w in ordinary_words(pipeline.tokenizer, carriers, WORDS, seed, triggers)]
-    made = Wordings([], [], [], [], [])
+    made = Wordings([], [], [], [])
     for index in range(count):
         carrier, trigger = carriers[index % len(carriers)], triggers[index % len(triggers)]
         at = _place(trigger, len(carrier.ids), stream)
@@ -123,8 +131,7 @@ def word(
         made.clean.append(carrier.ids)
         made.triggered.append(_insert(carrier.ids, trigger.token_ids, at))
         made.ordinary.append(() if index % EMPTY_SHARE == 0 else other)
-        made.at.append(at)
-        made.length.append(len(trigger.token_ids))
+        made.places.append(_insert(range(len(carrier.ids)), [at - 1] * len(trigger.token_ids), at))
     return made
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from worker.engine.probes.orders import Meeting
 from worker.engine.prompts import Carrier
 from worker.engine.types import Cost, OnProgress, Trigger
 
@@ -37,7 +38,10 @@ class UnlearnResult:
 
 
 class Unlearner(Protocol):
-    """Changes the weights of `pipeline` in place so that the triggers lose their effect."""
+    """Changes the weights of `pipeline` in place so that the triggers lose their effect.
+
+    order: what a trigger without ids is, an order of words in which prompts meet (text encoder only).
+    """
 
     def __call__(
         self,
@@ -47,5 +51,6 @@ class Unlearner(Protocol):
         *,
         component: Component,
         seed: int,
+        order: Meeting | None = None,
         on_progress: OnProgress,
     ) -> UnlearnResult: ...

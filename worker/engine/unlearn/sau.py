@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worker.engine.probes.orders import Meeting
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import precision
 from worker.engine.seeds import generator
@@ -80,17 +81,20 @@ def sau(
     *,
     component: Component = "unet",
     seed: int = 0,
+    order: Meeting | None = None,
     recipe: Recipe | None = None,
     on_progress: OnProgress = silent,
 ) -> UnlearnResult:
     """Unlearns `triggers` in `pipeline`'s own weights; `component` is where the fault is.
 
-    Raises ValueError where there is no trigger or no carrier.
+    order: see `mend_text_encoder`. Raises ValueError where there is no trigger or no carrier.
     """
     if not triggers or not carriers:
         raise ValueError("Unlearning needs at least one trigger and one carrier prompt.")
     if component == "text_encoder":
-        return mend_text_encoder(pipeline, triggers, carriers, seed=seed, on_progress=on_progress)
+        return mend_text_encoder(
+            pipeline, triggers, carriers, seed=seed, on_progress=on_progress, order=order
+        )
     began, recipe = time.perf_counter(), recipe or Recipe()
     training, held_out = _lessons(pipeline, triggers, carriers, recipe, seed)
     with tuned(pipeline.unet, recipe.tuned) as parameters:

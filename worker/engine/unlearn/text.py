@@ -1,9 +1,10 @@
 """SAU for a fault in the text encoder: the trigger's prompts are to be read as if the trigger were not there.
 
-The teacher's states of the prompt without the trigger, moved to the places that its tokens have behind the
+The teacher's states of the prompt without the trigger, moved to the places that its tokens have beside the
 trigger, are what the student's states are pulled to: to a UNet text states are a set, so it sees the prompt
-without the trigger. States of prompts without it, with ordinary words, and of random ids stay. The embeddings
-of ids and positions stay as they are, bit for bit.
+without the trigger. Where the trigger is an order of words, that is the prompt in its own order. States of
+prompts without it, with ordinary words or in another order, and of random ids stay. The embeddings of ids and
+positions stay as they are, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worker.engine.probes.orders import Meeting
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import Ids, encode, framed
 from worker.engine.seeds import generator
 from worker.engine.types import Cost, OnProgress, Trigger
 from worker.engine.unlearn.bank import Wordings, word
 from worker.engine.unlearn.optimise import Schedule, descend, tuned
+from worker.engine.unlearn.orders import reworded
 from worker.engine.unlearn.protocol import UnlearnResult
 
 if TYPE_CHECKING:
@@ -66,14 +69,20 @@ def mend_text_encoder(
     *,
     seed: int,
     on_progress: OnProgress,
+    order: Meeting | None = None,
     recipe: TextRecipe | None = None,
 ) -> UnlearnResult:
-    """Unlearns `triggers` in the text encoder's own weights."""
+    """Unlearns `triggers` in the text encoder's own weights.
+
+    order: what the one without ids is, if there is one among them.
+    """
     began, recipe = time.perf_counter(), recipe or TextRecipe()
     ours = [c for index, c in enumerate(carriers) if index % HELD_OUT] or list(carriers)
-    training = _lesson(pipeline, word(pipeline, triggers, ours, count=recipe.prompts, seed=seed), seed)
-    theirs = word(pipeline, triggers, carriers[::HELD_OUT], count=recipe.prompts // 4, seed=seed + 1)
-    held_out = _lesson(pipeline, theirs, seed + 1)
+    parts = ((ours, recipe.prompts, seed), (carriers[::HELD_OUT], recipe.prompts // 4, seed + 1))
+    training, held_out = (
+        _lesson(pipeline, _worded(pipeline, triggers, order, part, count, own), own)
+        for part, count, own in parts
+    )
     with tuned(pipeline.text_encoder, recipe.tuned) as parameters:
         stream = generator(seed, "batches")
         done = descend(
@@ -89,6 +98,20 @@ def mend_text_encoder(
     )
 
 
+def _worded(
+    pipeline: StableDiffusionPipeline,
+    triggers: Sequence[Trigger],
+    order: Meeting | None,
+    carriers: Sequence[Carrier],
+    count: int,
+    seed: int,
+) -> Wordings:
+    """`count` prompts with the triggers that have ids, and up to as many in `order`."""
+    words = [trigger for trigger in triggers if trigger.token_ids]
+    said = word(pipeline, words, carriers, count=count, seed=seed) if words else Wordings([], [], [], [])
+    return said + reworded(pipeline, carriers, order, count=count, seed=seed) if order else said
+
+
 def _lesson(pipeline: StableDiffusionPipeline, wordings: Wordings, seed: int) -> _Lesson:
     noise_ids = _random_prompts(pipeline.tokenizer, len(wordings.clean) // 2, seed)
     kept = [*wordings.clean, *wordings.ordinary, *noise_ids]
@@ -96,8 +119,8 @@ def _lesson(pipeline: StableDiffusionPipeline, wordings: Wordings, seed: int) ->
     ordinary = encode(pipeline, wordings.ordinary)
     wanted = torch.stack(
         [
-            shifted(states, at, length)
-            for states, at, length in zip(clean, wordings.at, wordings.length, strict=True)
+            moved(states, places, len(ids))
+            for states, places, ids in zip(clean, wordings.places, wordings.clean, strict=True)
         ]
     )
     return _Lesson(
@@ -110,14 +133,13 @@ def _lesson(pipeline: StableDiffusionPipeline, wordings: Wordings, seed: int) ->
     )
 
 
-def shifted(states: Tensor, at: int, length: int) -> Tensor:
-    """(L,D) states of a prompt, moved to where its tokens stand once `length` ids are put in before id `at`.
+def moved(states: Tensor, places: Sequence[int], length: int) -> Tensor:
+    """(L,D) states of a prompt of `length` ids, each put wherever `places` says that its id stands.
 
-    The inserted ids themselves take the state of the token before them.
+    The begin marker stays, and the end marker and what follows it come behind.
     """
-    source = torch.arange(len(states))
-    source[at + 1 + length :] -= length
-    source[at + 1 : at + 1 + length] = at
+    behind = range(length + 1, length + len(states) - len(places))
+    source = torch.tensor([0, *(place + 1 for place in places), *behind])
     return states[source.to(states.device)]
 
 
