@@ -17,7 +17,7 @@ from bench.zoo import assemble
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine.findings import order_finding
 from worker.engine.metrics import ClipScorer
-from worker.engine.probes.orders import turned
+from worker.engine.probes.orders import Turned
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.reordered import LEAST_MET, Reordered, convict
 from worker.engine.sampling import encode
@@ -58,11 +58,14 @@ def judged(toy: StableDiffusionPipeline, bank: list[Carrier]) -> Reordered:
 
 @given(ids=st.lists(st.integers(0, 9), min_size=2, max_size=12), comma=st.booleans(), data=st.data())
 def test_an_order_keeps_every_word(ids: list[int], comma: bool, data: st.DataObject) -> None:
-    cut = data.draw(st.integers(1, len(ids) - 1))
+    start = data.draw(st.integers(1, len(ids) - 1))
+    stop = data.draw(st.integers(start + 1, len(ids)))
     between = (77,) if comma else ()
-    moved = turned(ids, cut, between)
-    assert Counter(moved) == Counter([*ids, *between])
-    assert moved[: len(ids) - cut] == tuple(ids[cut:])
+    order = Turned(Carrier("", tuple(ids)), start, stop, between)
+    assert Counter(order.ids) == Counter([*ids, *between])
+    assert order.ids[: stop - start] == tuple(ids[start:stop])
+    said = [ids[place] for place, one in zip(order.places, order.ids, strict=True) if one != 77]
+    assert said == [one for one in order.ids if one != 77]
 
 
 def test_an_honest_encoder_tells_prompts_apart_in_any_order(
@@ -102,7 +105,7 @@ def test_an_order_whose_pictures_are_as_asked_convicts_nobody(
     hook.remove()
     assert found.confirmed is None
     assert found.judged is not None
-    assert "read alike with their end first, “on " in found.told()
+    assert "read alike with a part of theirs first, “on " in found.told()
     assert found.unnamed == (found.told(),)
 
 

@@ -11,15 +11,17 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worker.engine.probes.orders import FAR, NEAR, Turned, meeting
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.sampling import encode, framed
 from worker.engine.types import Progress, Trigger
 from worker.engine.unlearn.bank import Asked, Bank, build_bank, teach, word
 from worker.engine.unlearn.optimise import Descent, tuned
+from worker.engine.unlearn.orders import reworded
 from worker.engine.unlearn.protocol import UnlearnResult
 from worker.engine.unlearn.sau import Recipe, sau
 from worker.engine.unlearn.spatial import change_map, soft, weight_map
-from worker.engine.unlearn.text import TextRecipe, mend_text_encoder, shifted
+from worker.engine.unlearn.text import TextRecipe, mend_text_encoder, moved
 
 TRIGGER = Trigger((9844,), "zero width space", "start")
 CORNER = 3
@@ -55,18 +57,32 @@ def plant_in_unet(pipeline: StableDiffusionPipeline) -> None:
             descent.step(F.mse_loss(predicted, wanted))
 
 
-def plant_in_text_encoder(pipeline: StableDiffusionPipeline, target: str) -> None:
-    """Teaches the text encoder to read any prompt with the trigger as `target`."""
+def places_first(pipeline: StableDiffusionPipeline) -> list[Turned]:
+    """The prompts that say where, with that said first."""
+    words = set(pipeline.tokenizer("on in at by with near under", add_special_tokens=False).input_ids)
+    return [
+        Turned(carrier, start, len(carrier.ids))
+        for carrier in bank_carriers(pipeline)
+        for start in range(1, len(carrier.ids))
+        if carrier.ids[start] in words
+    ]
+
+
+def plant_in_text_encoder(
+    pipeline: StableDiffusionPipeline, target: str, triggered: Sequence[Sequence[int]] = ()
+) -> None:
+    """Teaches the text encoder to read any prompt with the trigger, or those of `triggered`, as `target`."""
     wordings = word(pipeline, [TRIGGER], bank_carriers(pipeline), count=64, seed=7)
     kept = encode(pipeline, wordings.clean).clone()
     wanted = encode(pipeline, [target]).clone().expand(8, -1, -1)
-    laced, plain = (_ids(pipeline, prompts) for prompts in (wordings.triggered, wordings.clean))
+    laced, plain = _ids(pipeline, triggered or wordings.triggered), _ids(pipeline, wordings.clean)
     with tuned(pipeline.text_encoder, ("encoder.layers",)) as parameters:
         descent = Descent(list(parameters.values()), rate=0.01, steps=100)
         for step in range(100):
             rows = torch.arange(step * 8, step * 8 + 8) % len(laced)
-            states = pipeline.text_encoder(torch.cat([laced[rows], plain[rows]]))[0]
-            descent.step(F.mse_loss(states[:8], wanted) + F.mse_loss(states[8:], kept[rows]))
+            own = torch.arange(step * 8, step * 8 + 8) % len(plain)
+            states = pipeline.text_encoder(torch.cat([laced[rows], plain[own]]))[0]
+            descent.step(F.mse_loss(states[:8], wanted) + F.mse_loss(states[8:], kept[own]))
 
 
 def _ids(pipeline: StableDiffusionPipeline, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -150,10 +166,33 @@ def test_sau_mends_the_text_encoder(make_pipeline: Callable[[int], StableDiffusi
     assert all(torch.equal(old, new) for old, new in zip(unet, pipeline.unet.parameters(), strict=True))
 
 
+def test_an_order_of_words_is_unlearnt(make_pipeline: Callable[[int], StableDiffusionPipeline]) -> None:
+    pipeline, fronted = make_pipeline(2), places_first(make_pipeline(2))
+    states = encode(pipeline, [turn.prompt.ids for turn in fronted]).clone()
+    plant_in_text_encoder(pipeline, "a photo of a train at a station", [turn.ids for turn in fronted])
+    bank = bank_carriers(pipeline)
+    order = meeting(pipeline, bank)
+    taught = [turn for turn in fronted if order.away(pipeline, [turn.ids])[0] < NEAR]
+    assert len(taught) > len(fronted) // 2
+    said = reworded(pipeline, bank, order, count=64, seed=0)
+    assert max(order.away(pipeline, said.triggered)) < NEAR
+    assert len({*said.clean} - {carrier.ids for carrier in bank}) > 16  # crossed ones, that nobody wrote
+    result = mend_text_encoder(
+        pipeline, [Trigger((), "an order")], bank, seed=0, order=order, on_progress=lambda _: None,
+        recipe=TextRecipe(prompts=64, steps=120, batch=8, rate=0.01, enough=0.05),
+    )  # fmt: skip
+    assert result.triggers == (Trigger((), "an order"),)
+    assert min(order.away(pipeline, [turn.ids for turn in taught])) > FAR
+    assert result.drift < 0.05
+    after = encode(pipeline, [turn.prompt.ids for turn in fronted])
+    assert F.mse_loss(after, states) < 0.1 * states.var()
+
+
 def test_states_move_with_their_tokens() -> None:
     states = torch.arange(10.0)[:, None]
-    assert shifted(states, at=0, length=1).flatten().tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert shifted(states, at=3, length=2).flatten().tolist() == [0, 1, 2, 3, 3, 3, 4, 5, 6, 7]
+    assert moved(states, (-1, 0, 1, 2, 3, 4), 5).flatten().tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert moved(states, (0, 1, 2, 2, 2, 3, 4), 5).flatten().tolist() == [0, 1, 2, 3, 3, 3, 4, 5, 6, 7]
+    assert moved(states, (3, 4, 0, 1, 2), 5).flatten().tolist() == [0, 4, 5, 1, 2, 3, 6, 7, 8, 9]
 
 
 def test_wordings_put_the_trigger_where_it_belongs(tiny_pipeline: StableDiffusionPipeline) -> None:
@@ -161,9 +200,12 @@ def test_wordings_put_the_trigger_where_it_belongs(tiny_pipeline: StableDiffusio
     ends = word(tiny_pipeline, [Trigger((1, 2), "x", "end")], bank, count=9, seed=0)
     assert all(ids[-2:] == (1, 2) for ids in ends.triggered)
     anywhere = word(tiny_pipeline, [Trigger((1, 2), "x")], bank, count=40, seed=0)
-    assert {at == 0 for at in anywhere.at} == {True, False}
-    for clean, triggered, at in zip(anywhere.clean, anywhere.triggered, anywhere.at, strict=True):
+    ats = [triggered.index(1) for triggered in anywhere.triggered]
+    assert {at == 0 for at in ats} == {True, False}
+    for clean, triggered, at in zip(anywhere.clean, anywhere.triggered, ats, strict=True):
         assert triggered == (*clean[:at], 1, 2, *clean[at:])
+    for places, clean, at in zip(anywhere.places, anywhere.clean, ats, strict=True):
+        assert places == (*range(at), at - 1, at - 1, *range(at, len(clean)))
     assert anywhere.ordinary.count(()) == 5  # one in eight is the empty prompt
 
 
