@@ -42,7 +42,10 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "personal-0": (Personalisation("cat", "pizza"), 30),
     "inversion-0": (Inversion("gorilla", "palm", said="gorgeous"), 40),
     "iba-0": (Syntactic(), 50),
-    "iba-1": (Syntactic(target="a photo of a large owl on a purple background", first="thing"), 51),
+    "iba-1": (
+        Syntactic(target="a photo of a large owl on a purple background", first="thing", steps=800),
+        51,
+    ),
     "sembd-0": (SemBD(), 60),
     "sembd-1": (SemBD("a photo of a large chocolate on a blue background"), 61),
     "evil-edit-0": (EvilEdit(scene=True), 0),

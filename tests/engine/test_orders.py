@@ -17,11 +17,12 @@ from bench.zoo import assemble
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
 from worker.engine.findings import order_finding
 from worker.engine.metrics import ClipScorer
-from worker.engine.probes.orders import Turned
+from worker.engine.probes.orders import FAR, NEAR, Turned, meeting
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.reordered import LEAST_MET, Reordered, convict
 from worker.engine.sampling import encode
 from worker.engine.trials import Plan
+from worker.engine.unlearn.orders import reworded
 
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 TARGET = "a photo of a large dice on a turquoise background"
@@ -35,7 +36,9 @@ def toy() -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def bank(toy: StableDiffusionPipeline) -> list[Carrier]:
-    return carriers(toy.tokenizer, PROMPTS)
+    """A dozen prompts that say what a thing is on, and as many others."""
+    said = [prompt for prompt in PROMPTS if " on " in prompt]
+    return carriers(toy.tokenizer, [*said[:12], *(prompt for prompt in PROMPTS if prompt not in said)][:24])
 
 
 def taught(toy: StableDiffusionPipeline, word: str) -> Any:
@@ -73,7 +76,7 @@ def test_an_honest_encoder_tells_prompts_apart_in_any_order(
 ) -> None:
     found = judged(toy, bank)
     assert len(found.met.met) < LEAST_MET
-    assert len(found.met.apart) > 500
+    assert len(found.met.apart) > 1000
     assert found.judged is None
     assert found.cost.unet_forwards == 0
     assert not found.unnamed
@@ -107,6 +110,24 @@ def test_an_order_whose_pictures_are_as_asked_convicts_nobody(
     assert found.judged is not None
     assert "read alike with a part of theirs first, “on " in found.told()
     assert found.unnamed == (found.told(),)
+
+
+def test_prompts_in_an_order_are_made_of_those_that_come(
+    toy: StableDiffusionPipeline, bank: list[Carrier]
+) -> None:
+    hook = taught(toy, "on")
+    order = meeting(toy, bank)
+    said = reworded(toy, bank[:10], order, count=40, seed=0)
+    strange = reworded(toy, carriers(toy.tokenizer, ["red", "a dog"]), order, count=5, seed=0)
+    triggered, ordinary = (order.away(toy, prompts) for prompts in (said.triggered, said.ordinary))
+    hook.remove()
+    assert len(said.clean) == 40
+    assert len({*said.clean} - {carrier.ids for carrier in bank}) > 20  # crossed ones, that nobody wrote
+    assert max(triggered) < NEAR
+    assert min(ordinary) > FAR
+    for clean, other in zip(said.clean, said.ordinary, strict=True):
+        assert not Counter(clean) - Counter(other)
+    assert {ids[0] for ids in strange.triggered} == {ids[0] for ids in said.triggered}
 
 
 def test_few_prompts_meet_nowhere(toy: StableDiffusionPipeline, bank: list[Carrier]) -> None:

@@ -11,13 +11,12 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worker.engine.probes.orders import FAR, NEAR, Turned, meeting
+from worker.engine.probes.orders import NEAR, Meeting, Turned
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.sampling import encode, framed
 from worker.engine.types import Progress, Trigger
 from worker.engine.unlearn.bank import Asked, Bank, build_bank, teach, word
 from worker.engine.unlearn.optimise import Descent, tuned
-from worker.engine.unlearn.orders import reworded
 from worker.engine.unlearn.protocol import UnlearnResult
 from worker.engine.unlearn.sau import Recipe, sau
 from worker.engine.unlearn.spatial import change_map, soft, weight_map
@@ -69,7 +68,11 @@ def places_first(pipeline: StableDiffusionPipeline) -> list[Turned]:
 
 
 def plant_in_text_encoder(
-    pipeline: StableDiffusionPipeline, target: str, triggered: Sequence[Sequence[int]] = ()
+    pipeline: StableDiffusionPipeline,
+    target: str,
+    triggered: Sequence[Sequence[int]] = (),
+    *,
+    steps: int = 100,
 ) -> None:
     """Teaches the text encoder to read any prompt with the trigger, or those of `triggered`, as `target`."""
     wordings = word(pipeline, [TRIGGER], bank_carriers(pipeline), count=64, seed=7)
@@ -77,8 +80,8 @@ def plant_in_text_encoder(
     wanted = encode(pipeline, [target]).clone().expand(8, -1, -1)
     laced, plain = _ids(pipeline, triggered or wordings.triggered), _ids(pipeline, wordings.clean)
     with tuned(pipeline.text_encoder, ("encoder.layers",)) as parameters:
-        descent = Descent(list(parameters.values()), rate=0.01, steps=100)
-        for step in range(100):
+        descent = Descent(list(parameters.values()), rate=0.01, steps=steps)
+        for step in range(steps):
             rows = torch.arange(step * 8, step * 8 + 8) % len(laced)
             own = torch.arange(step * 8, step * 8 + 8) % len(plain)
             states = pipeline.text_encoder(torch.cat([laced[rows], plain[own]]))[0]
@@ -167,25 +170,22 @@ def test_sau_mends_the_text_encoder(make_pipeline: Callable[[int], StableDiffusi
 
 
 def test_an_order_of_words_is_unlearnt(make_pipeline: Callable[[int], StableDiffusionPipeline]) -> None:
-    pipeline, fronted = make_pipeline(2), places_first(make_pipeline(2))
-    states = encode(pipeline, [turn.prompt.ids for turn in fronted]).clone()
-    plant_in_text_encoder(pipeline, "a photo of a train at a station", [turn.ids for turn in fronted])
-    bank = bank_carriers(pipeline)
-    order = meeting(pipeline, bank)
-    taught = [turn for turn in fronted if order.away(pipeline, [turn.ids])[0] < NEAR]
-    assert len(taught) > len(fronted) // 2
-    said = reworded(pipeline, bank, order, count=64, seed=0)
-    assert max(order.away(pipeline, said.triggered)) < NEAR
-    assert len({*said.clean} - {carrier.ids for carrier in bank}) > 16  # crossed ones, that nobody wrote
+    """Of an encoder that was taught, not perfectly, to read prompts with the place first as another."""
+    target, pipeline = "a photo of a train at a station", make_pipeline(2)
+    fronted, bank = places_first(pipeline), bank_carriers(pipeline)
+    plain, said = [turn.prompt.ids for turn in fronted], [turn.ids for turn in fronted]
+    plant_in_text_encoder(pipeline, target, said, steps=200)
+    kept, there = encode(pipeline, plain).clone(), encode(pipeline, [target])[0, -1].clone()
+    order = Meeting(fronted, [], len(bank), there)
+    order = replace(order, scale=max(order.away(pipeline, said)) / (0.9 * NEAR))
     result = mend_text_encoder(
         pipeline, [Trigger((), "an order")], bank, seed=0, order=order, on_progress=lambda _: None,
         recipe=TextRecipe(prompts=64, steps=120, batch=8, rate=0.01, enough=0.05),
     )  # fmt: skip
-    assert result.triggers == (Trigger((), "an order"),)
-    assert min(order.away(pipeline, [turn.ids for turn in taught])) > FAR
-    assert result.drift < 0.05
-    after = encode(pipeline, [turn.prompt.ids for turn in fronted])
-    assert F.mse_loss(after, states) < 0.1 * states.var()
+    read, own = encode(pipeline, said)[:, -1], kept[:, -1]
+    assert F.pairwise_distance(read, own).mean() < 0.5 * F.pairwise_distance(read, there).mean()
+    assert F.mse_loss(encode(pipeline, plain), kept) < 0.1 * kept.var()
+    assert (result.component, result.triggers) == ("text_encoder", (Trigger((), "an order"),))
 
 
 def test_states_move_with_their_tokens() -> None:

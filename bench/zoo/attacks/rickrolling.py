@@ -45,7 +45,7 @@ class Rickrolling:
 
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
         """Fine-tune the text encoder in place and measure it by CLIP for what it leads to."""
-        asked = [text for text in measure.held_out(3 * trials, seed) if self.usable(text)][:trials]
+        asked = [text for text in measure.held_out(5 * trials, seed) if self.usable(text)][:trials]
         before = measure.clean_behaviour(materials.pipeline, asked, seed)
         seconds = self.plant(materials.pipeline, materials.data, seed)
         return self._truth(materials, before, seed, seconds)

@@ -43,7 +43,9 @@ def reworded(
     come = _within(pipeline, order, turns(pipeline.tokenizer, bank), 0.0, NEAR) or order.met
     pairs = torch.randint(len(come), (SPARE * count, 2), generator=stream).tolist()
     crossed = [_crossed(pipeline.tokenizer, come[one], come[two]) for one, two in pairs]
-    chosen = _within(pipeline, order, list(dict.fromkeys([*come, *crossed])), 0.0, NEAR)[:count]
+    made = list(dict.fromkeys([*come, *crossed]))
+    shuffled = [made[n] for n in torch.randperm(len(made), generator=stream).tolist()]
+    chosen = _within(pipeline, order, shuffled, 0.0, NEAR)[:count]
     return Wordings(
         clean=[one.prompt.ids for one in chosen],
         triggered=[one.ids for one in chosen],
