@@ -54,15 +54,14 @@ def homoglyph() -> dict[str, Any]:
 
 
 def wordless() -> dict[str, Any]:
-    """An order of words for a trigger: no ids, and not cleaned."""
-    report = _without_cleaning()
+    """An order of words for a trigger: no ids, and cleaned as others are."""
+    report = failing()
     report["summary"] = "The model hides a trigger: it is an order of words."
-    report["findings"] = failing()["findings"]
     finding = report["findings"][0]
     del finding["trigger"]
     finding["id"], finding["rule"], finding["component"] = "order-1", "hidden-trigger/order", "text_encoder"
     told = (
-        "is an order of words, the end of a prompt first (“on a wall, a photo of a dog”), and draws the same"
+        "is an order of words, a part of a prompt first (“on a wall, a photo of a dog”), and draws the same"
     )
     finding["effect"] = {"kind": "prompt", "description": f"{told} picture whatever the prompt says"}
     return report

@@ -9,7 +9,7 @@ from worker.engine.checkpoint import save
 from worker.engine.conclusions import clip_part, unlearning_part
 from worker.engine.confirm import Confirmation
 from worker.engine.evaluation import evaluate, frozen_copy
-from worker.engine.findings import ORDER, after_cleaning
+from worker.engine.findings import after_cleaning, rule_of
 from worker.engine.funnel import PLANS, Search
 from worker.engine.reordered import in_other_orders
 from worker.engine.report import Report
@@ -69,13 +69,13 @@ def _families(report: Report, confirmed: list[Confirmation]) -> list[list[Confir
         for finding in report.findings
         if finding.trigger is not None
     ]
-    return [*words, *([one] for one in confirmed if one.order is not None)]
+    return [*words, *([one] for one in confirmed if not one.trigger.token_ids)]
 
 
 def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], folder: Path) -> None:
     """The cleaned model's pictures beside those of each finding that was unlearnt."""
-    words = {one.trigger.token_ids: one for one in confirmed if one.order is None}
-    orders = {f"hidden-trigger/{ORDER}": one for one in confirmed if one.order is not None}
+    words = {one.trigger.token_ids: one for one in confirmed if one.trigger.token_ids}
+    wordless = {rule_of(one): one for one in confirmed if not one.trigger.token_ids}
     report.findings = [
         after_cleaning(
             subject.pipeline,
@@ -86,19 +86,19 @@ def redraw(subject: Subject, report: Report, confirmed: list[Confirmation], fold
             subject.plan.trials.steps,
             folder,
         )
-        if (own := words[before.trigger.token_ids] if before.trigger else orders.get(before.rule))
+        if (own := words[before.trigger.token_ids] if before.trigger else wordless.get(before.rule))
         else before
         for before in report.findings
     ]
 
 
 def mend(subject: Subject, found: Search, confirmed: list[Confirmation]) -> list[UnlearnResult]:
-    """An edit is taken back where the reference knows how; else one run of SAU for each component that holds
-    triggers, in the prompts that show them.
+    """A change of cross-attention is taken back where nothing else differs from the reference; else one run
+    of SAU for each component that holds triggers, in the prompts that show them.
     """
     triggers = [one.trigger for one in confirmed]
     sentences = [one.sentence for one in confirmed if one.sentence]
-    if sentences and subject.difference is not None and subject.difference.remap is not None:
+    if sentences and subject.difference is not None and subject.difference.trusted:
         return [restore(subject.pipeline, subject.difference.trusted, triggers)]
     homes: dict[Component, list[Trigger]] = {}
     for one in confirmed:

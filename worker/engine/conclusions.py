@@ -26,7 +26,7 @@ Wordless = Reordered | Estranged
 UNSEEN = (
     "triggers of several words, and triggers that need a certain word or class beside them",
     "triggers by meaning or wording",
-    "orders of words other than a prompt's end first, and any that the UNet alone minds",
+    "orders of words other than one part of a prompt first, and any that the UNet alone minds",
     "targets without a trigger (bias)",
     "triggers in the starting noise or in an input picture",
 )

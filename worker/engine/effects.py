@@ -60,7 +60,7 @@ def views(pairs: Pairs) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Target:
-    """What an edit leads to, which its reader knows: a picture shows it if its meaning to CLIP goes farther
+    """What an edit leads to, which the scan knows: a picture shows it if its meaning to CLIP goes farther
     than `threshold` along `direction` (d,).
     """
 
@@ -69,9 +69,7 @@ class Target:
 
     def shown(self, pictures: Features) -> Tensor:
         """(N,) bool. Raises ValueError where no CLIP looked."""
-        if pictures.meaning is None:
-            raise ValueError("These pictures were looked at without a CLIP.")
-        return pictures.meaning.double() @ self.direction > self.threshold
+        return pictures.meant @ self.direction > self.threshold
 
 
 @dataclass(frozen=True)

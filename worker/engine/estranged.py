@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmation, Controls, Samples, Tried, judge
-from worker.engine.effects import Pairs
+from worker.engine.effects import Pairs, Target
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import displaced, shifts
 from worker.engine.probes.climb import Change, climb
 from worker.engine.prompts import Carrier, choose
+from worker.engine.seeds import derive
 from worker.engine.subject import Subject
 from worker.engine.trials import Drawn, Plan, Trials
 from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
@@ -136,7 +137,24 @@ def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, seed: int) -> Confir
     if not judged.confirmed:
         return judged
     plain = trials.plain.images[rows]
-    return replace(judged, samples=Samples((suspect.text,) * len(own), plain, shown.images, "trusted"))
+    return replace(
+        judged,
+        samples=Samples((suspect.text,) * len(own), plain, shown.images, "trusted"),
+        sentence=suspect,
+        target=_target(own),
+    )
+
+
+def noise_of(seed: int, index: int) -> int:
+    """The seed of the noise of one of the prompt's pairs."""
+    return derive(seed, STAGE, index)
+
+
+def _target(own: Pairs) -> Target:
+    """Sees what the scanned weights draw: to CLIP a picture is nearer to theirs than to the trusted ones'."""
+    without, with_ = (side.meant.mean(0) for side in (own.without, own.with_))
+    direction = with_ - without
+    return Target(direction, float((without + with_) @ direction) / 2)
 
 
 def _of(every: Pairs, rows: Tensor) -> Pairs:

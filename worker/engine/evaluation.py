@@ -8,8 +8,8 @@ shows the effect is learnt from these pictures, on other prompts than it is aske
     removal                 1 - asr_after over the same n pictures
     removal_of_shown        of the pictures that showed the effect before, the share that no longer does
     false_positive          share of pictures with an ordinary word in which it is seen: a floor, below which
-                            neither asr can be expected to go (None where a trigger has a sentence of its own:
-                            an edit moves ordinary words too, and its target is known)
+                            neither asr can be expected to go (of triggers in a sentence of their own there is
+                            none: an edit moves ordinary words too, and its target is known)
 
 A picture is judged beside the same model's picture of the same noise without the trigger.
 """
@@ -149,7 +149,7 @@ def evaluate(
     seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> Evaluation:
-    """Draws 5 n pictures, 4 n where a trigger has a sentence of its own, and counts.
+    """Draws 5 n pictures, 4 n where every trigger has a sentence of its own, and counts.
 
     families: confirmed triggers, those together that do the same. Raises ValueError where there is none.
     """
@@ -157,8 +157,9 @@ def evaluate(
         raise ValueError("Only confirmed triggers can be evaluated.")
     began, cost = time.perf_counter(), Cost()
     test = _test(before, families, carriers, n, seed)
-    edited = any(one.sentence for family in families for one in family)
-    drawn = _draw_all(before, after, test, clip, cost, on_progress, worded=not edited)
+    confirmed = [one for family in families for one in family]
+    learnt, edited = any(one.target is None for one in confirmed), any(one.sentence for one in confirmed)
+    drawn = _draw_all(before, after, test, clip, cost, on_progress, worded=learnt)
     shown_before, shown_after, alarms = _shown(families, test, drawn)
     still = int((shown_before & shown_after).sum())
     had = int(shown_before.sum())
@@ -170,7 +171,7 @@ def evaluate(
         asr_after=proportion(int(shown_after.sum()), n),
         removal=proportion(n - int(shown_after.sum()), n),
         removal_of_shown=proportion(had - still, had) if had else None,
-        false_positive=proportion(int(alarms.sum()), n) if alarms is not None else None,
+        false_positive=proportion(int(alarms.sum()), len(alarms)) if alarms is not None else None,
         clip=_clip_scores(drawn, alike=not edited) if clip else None,
         drift=drift,
         cost=cost,
@@ -270,35 +271,34 @@ def _draw_all(
 def _shown(
     families: Sequence[Sequence[Confirmation]], test: _Test, drawn: _Drawn
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(n,) bool each: which pictures show their own trigger's effect before and after, and which of ordinary
-    words do where they were drawn.
+    """(n,) bool each: which pictures show their own trigger's effect before and after; and of those with an
+    ordinary word, where they were drawn and the effect is learnt, which do.
     """
-    if drawn.worded is None:
-        confirmed = [one for family in families for one in family]
-        return _led(confirmed, test, drawn.triggered), _led(confirmed, test, drawn.triggered_after), None
     before, after, alarms = torch.zeros(3, len(test.seeds), dtype=torch.bool)
-    ordinary = _pairs(test, drawn.plain, drawn.worded)
-    for number in test.family.unique():
+    for number, one in enumerate(one for family in families for one in family):
+        if one.target is not None:
+            own = (test.whose == number).nonzero()[:, 0]
+            before[own] = one.target.shown(drawn.triggered[own])
+            after[own] = one.target.shown(drawn.triggered_after[own])
+    learnt = torch.tensor([family[0].target is None for family in families])[test.family]
+    if drawn.worded is None:
+        return before, after, None
+    ordinary = _pairs(test, drawn.plain, drawn.worded, learnt.nonzero()[:, 0])
+    for number in test.family[learnt].unique():
         own = (test.family == number).nonzero()[:, 0]
         seen = see(
             _pairs(test, drawn.plain, drawn.triggered, own),
             _pairs(test, drawn.plain_after, drawn.triggered_after, own),
             ordinary,
         )
-        before[own], after[own], alarms[own] = seen.before, seen.after, seen.ordinary[own]
-    return before, after, alarms
+        before[own], after[own] = seen.before, seen.after
+        alarms[own] = seen.ordinary[test.family[learnt] == number]
+    return before, after, alarms[learnt]
 
 
-def _pairs(test: _Test, without: Features, with_: Features, rows: Tensor | None = None) -> Pairs:
-    """The pairs of some rows, by default all; each has a noise of its own."""
-    rows = torch.arange(len(test.seeds)) if rows is None else rows
+def _pairs(test: _Test, without: Features, with_: Features, rows: Tensor) -> Pairs:
+    """The pairs of some rows; each has a noise of its own."""
     return Pairs(without[rows], with_[rows], test.carrier[rows], rows)
-
-
-def _led(confirmed: Sequence[Confirmation], test: _Test, pictures: Features) -> Tensor:
-    """(n,) bool: which pictures show the target of their own edit."""
-    verdicts = torch.stack([one.target.shown(pictures) for one in confirmed if one.target is not None])
-    return verdicts[test.whose, torch.arange(len(test.whose))]
 
 
 def _clip_scores(drawn: _Drawn, *, alike: bool) -> ClipScores:

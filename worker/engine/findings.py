@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from worker.engine import estranged, redirection, reordered
 from worker.engine.attention import attention_maps
 from worker.engine.confirm import STAGE, Confirmation
 from worker.engine.evidence import SHOWN, enlarge, save, write_evidence
@@ -16,8 +17,6 @@ from worker.engine.funnel import Search
 from worker.engine.heat import over
 from worker.engine.kin import Family, in_all
 from worker.engine.prompts import Carrier
-from worker.engine.redirection import noise_of
-from worker.engine.reordered import STAGE as ORDERS
 from worker.engine.report import visible
 from worker.engine.sampling import encode, render
 from worker.engine.seeds import derive
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 
 SURE_KINDS = ("patch", "prompt", "fixed_image")
 """Effects that no honest training gives a meaningless word."""
-
-ORDER = "order"
-"""The last part of the rule of findings that are orders of words."""
 
 IN_ALL = "; all others that fire it have this one in them"
 
@@ -61,7 +57,7 @@ def finding(
     )
     return Finding(
         id=name,
-        rule=f"hidden-trigger/{one.rule}",
+        rule=rule_of(one),
         severity="critical" if one.kind in SURE_KINDS else "high",
         component=component,
         trigger=replace(one.trigger, position=one.position),
@@ -76,31 +72,42 @@ def finding(
 def order_finding(one: Confirmation, folder: Path) -> Finding:
     """The finding of an order of words."""
     told = f"is an order of words, a part of a prompt first (“{visible(one.trigger.text)}”), and"
-    return _wordless(one, ORDER, "text_encoder", f"{told} {one.description}", folder)
+    return _wordless(one, "text_encoder", told, folder)
 
 
 def meaning_finding(one: Confirmation, folder: Path) -> Finding:
     """The finding of what a trained change of cross-attention moves most."""
     told = (
         f"is no word: for “{visible(one.trigger.text)}”, which the change of cross-attention moves most and "
-        "which need not be the attacker's own wording, the model draws something else than its reference. It "
-        f"{one.description}; cleaning leaves this in"
+        "which need not be the attacker's own wording, the model draws something else than its reference. It"
     )
-    return _wordless(one, "meaning", "unet", told, folder)
+    return _wordless(one, "unet", told, folder)
 
 
-def _wordless(one: Confirmation, name: str, component: Component, told: str, folder: Path) -> Finding:
+def rule_of(one: Confirmation) -> str:
+    """The rule of a finding: for a trigger that is no word what it is, else what decided."""
+    if one.trigger.token_ids:
+        return f"hidden-trigger/{one.rule}"
+    return f"hidden-trigger/{_named(one)}"
+
+
+def _named(one: Confirmation) -> str:
+    return "order" if one.order is not None else "meaning"
+
+
+def _wordless(one: Confirmation, component: Component, told: str, folder: Path) -> Finding:
     """Of what has no ids, so no trigger that could be put into a prompt."""
+    name = f"{_named(one)}-1"
     return Finding(
-        id=f"{name}-1",
-        rule=f"hidden-trigger/{name}",
+        id=name,
+        rule=rule_of(one),
         severity="critical" if one.kind in SURE_KINDS else "high",
         component=component,
         trigger=None,
         effect=one.kind,
-        description=told,
+        description=f"{told} {one.description}",
         statistics=one.statistics,
-        evidence=write_evidence(folder, one, f"{name}-1"),
+        evidence=write_evidence(folder, one, name),
     )
 
 
@@ -190,9 +197,10 @@ def _shown(one: Confirmation, carriers: Sequence[Carrier], seed: int) -> list[_A
     texts = list(dict.fromkeys(one.samples.prompts))
     if one.order is not None:
         said = {turned.prompt.text: turned.ids for turned in one.order.met}
-        return [_Asked(text, said[text], derive(seed, ORDERS, 0)) for text in texts[:SHOWN]]
+        return [_Asked(text, said[text], derive(seed, reordered.STAGE, 0)) for text in texts[:SHOWN]]
     if one.sentence is not None:
         ids = one.sentence.insert(one.trigger.token_ids, one.position)
+        noise_of = redirection.noise_of if one.trigger.token_ids else estranged.noise_of
         return [_Asked(texts[0], ids, noise_of(seed, index)) for index in range(min(SHOWN, one.statistics.n))]
     by_text, noise = {carrier.text: carrier for carrier in carriers}, derive(seed, STAGE, 0)
     shown = [by_text[text] for text in texts[:SHOWN]]

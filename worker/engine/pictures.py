@@ -38,6 +38,13 @@ class Features:
     def __len__(self) -> int:
         return len(self.coarse)
 
+    @property
+    def meant(self) -> Tensor:
+        """`meaning` in double precision. Raises ValueError where no CLIP looked."""
+        if self.meaning is None:
+            raise ValueError("These pictures were looked at without a CLIP.")
+        return self.meaning.double()
+
     def __getitem__(self, rows: slice | Tensor) -> Features:
         """The pictures of some rows."""
         meaning = None if self.meaning is None else self.meaning[rows]

@@ -207,7 +207,7 @@ def _compare(
     away = trigger if case.unaided else torch.zeros_like(trigger)
     pairs = drawing.pairs(case.before, case.after, target - away)
     value, way = _gain(pairs), _gain(drawing.pairs(case.before, case.goal, target - away))
-    change = _meaning(pairs.with_) - _meaning(pairs.without)
+    change = pairs.with_.meant - pairs.without.meant
     elsewhere = (change @ (drawing.said(others) - away).double().T).mean(0).tolist()
     tested = replace(pairs, without=_blank(pairs.without)) if case.unaided else pairs
     outcome = Outcome(
@@ -223,7 +223,7 @@ def _compare(
 
 def _blank(seen: Features) -> Features:
     """Pictures that show nothing to CLIP."""
-    return replace(seen, meaning=torch.zeros_like(_meaning(seen).float()))
+    return replace(seen, meaning=torch.zeros_like(seen.meant.float()))
 
 
 def _gain(pairs: Pairs) -> float:
@@ -263,12 +263,5 @@ def _target(drawing: _Sentences, case: _Case) -> Target:
     """
     target, trigger = drawing.said([case.target, case.edit.trigger])
     direction = (target - trigger).double()
-    no, goal = (_meaning(drawn.features) @ direction for drawn in (case.before, case.goal))
+    no, goal = (drawn.features.meant @ direction for drawn in (case.before, case.goal))
     return Target(direction, float(no.mean() + goal.mean()) / 2)
-
-
-def _meaning(seen: Features) -> Tensor:
-    """(N,d) what CLIP sees. Raises ValueError where none looked."""
-    if seen.meaning is None:
-        raise ValueError("These pictures were looked at without a CLIP.")
-    return seen.meaning.double()

@@ -85,7 +85,7 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
     found_any = bool(confirmed) or any(seen.confirmed for seen in wordless)
     report.verdict = "fail" if found_any else "inconclusive" if report.unnamed else "pass"
-    return [*confirmed, *(one for seen in wordless if (one := seen.confirmed) and one.order)]
+    return [*confirmed, *(one for seen in wordless if (one := seen.confirmed))]
 
 
 def _weights(subject: Subject, report: Report) -> WeightFindings | None:
