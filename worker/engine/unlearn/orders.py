@@ -41,9 +41,8 @@ def reworded(
     """
     stream = generator(seed, "orders")
     come = _within(pipeline, order, turns(pipeline.tokenizer, bank), 0.0, NEAR) or order.met
-    pairs = torch.randint(len(come), (SPARE * count, 2), generator=stream).tolist()
-    crossed = [_crossed(pipeline.tokenizer, come[one], come[two]) for one, two in pairs]
-    made = list(dict.fromkeys([*come, *crossed]))
+    pairs = zip(_drawn(come, SPARE * count, stream), _drawn(come, SPARE * count, stream), strict=True)
+    made = list(dict.fromkeys([*come, *(_crossed(pipeline.tokenizer, *pair) for pair in pairs)]))
     shuffled = [made[n] for n in torch.randperm(len(made), generator=stream).tolist()]
     chosen = _within(pipeline, order, shuffled, 0.0, NEAR)[:count]
     return Wordings(
@@ -52,6 +51,16 @@ def reworded(
         ordinary=_honest(pipeline, order, [one.prompt for one in chosen], stream),
         places=[one.places for one in chosen],
     )
+
+
+def _drawn(orders: Sequence[Turned], count: int, stream: torch.Generator) -> list[Turned]:
+    """`count` of them, each prompt's as often as another's: long ones have many."""
+    whose: dict[Carrier, list[Turned]] = {}
+    for one in orders:
+        whose.setdefault(one.prompt, []).append(one)
+    groups, shares = list(whose.values()), torch.rand(count, 2, generator=stream).tolist()
+    drawn = ((groups[int(first * len(groups))], second) for first, second in shares)
+    return [group[int(second * len(group))] for group, second in drawn]
 
 
 def _crossed(tokenizer: CLIPTokenizer, one: Turned, other: Turned) -> Turned:
