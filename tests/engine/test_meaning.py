@@ -15,15 +15,24 @@ from torch.nn import functional as F
 from bench.zoo import assemble
 from bench.zoo.attacks.closed_form import matrices
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from worker.engine import cleansing
+from worker.engine.checkpoint import load
+from worker.engine.checkpoint.ldm import to_single_file
+from worker.engine.cleansing import cleanse
+from worker.engine.confirm import Confirmations
 from worker.engine.estranged import Estranged, convict
 from worker.engine.findings import meaning_finding
+from worker.engine.funnel import Search
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import climb as climbing
 from worker.engine.probes.climb import Change, climb, moved
 from worker.engine.probes.remap import CROSS_ATTENTION
 from worker.engine.prompts import Carrier, carriers
+from worker.engine.report import Report
 from worker.engine.sampling import encode
+from worker.engine.subject import prepare
 from worker.engine.trials import Plan
+from worker.engine.types import ScanRequest
 
 PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 SCENE = "a bright photo of a big valentine in the middle, red, love"
@@ -93,6 +102,39 @@ def test_a_meaning_that_was_redirected_is_convicted_by_its_pictures(
     assert (tmp_path / "meaning-1-1-trusted.png").exists()
     edited = toy.unet.state_dict()
     assert not torch.equal(edited[next(iter(trusted))], trusted[next(iter(trusted))])
+
+
+def test_a_meaning_is_cleaned_by_the_references_own_weights(
+    toy: StableDiffusionPipeline,
+    trusted: dict[str, Tensor],
+    bank: list[Carrier],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    redirect(toy, bank)
+    to_single_file(toy, tmp_path / "scanned.safetensors")
+    request = ScanRequest(
+        tmp_path / "scanned.safetensors",
+        reference=TOY,
+        prompts=PROMPTS,
+        clip=CLIP,
+        budget="quick",
+        device="cpu",
+    )
+    subject = prepare(request)
+    report, found = Report(request, subject.checkpoint, "cpu"), judged(subject.pipeline, trusted, bank)
+    assert found.confirmed is not None
+    report.findings = [meaning_finding(found.confirmed, tmp_path / "evidence")]
+    monkeypatch.setattr(cleansing, "find", lambda *_: (Search(), Confirmations([])))
+    monkeypatch.setitem(cleansing.EVALUATED, "quick", 10)
+    cleanse(subject, report, [found.confirmed], tmp_path)
+    told = report.unlearning or {}
+    assert (told["method"], told["asr_after"]["value"], told["rescan_verdict"]) == ("restore", 0.0, "pass")
+    assert told["asr_before"]["value"] > 0.5
+    cleaned = load(tmp_path / "cleaned.safetensors").pipeline.unet.state_dict()
+    assert all(torch.equal(cleaned[name], weight) for name, weight in trusted.items())
+    (finding,) = report.findings
+    assert "meaning-1-1-cleaned.png" in [picture.name for picture in finding.evidence]
 
 
 def test_the_climb_goes_beyond_every_prompt_that_it_was_given(

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 
 from bench.zoo import assemble
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from worker.engine.evaluation import evaluate
 from worker.engine.findings import order_finding
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes.orders import FAR, NEAR, Turned, meeting
@@ -87,8 +88,15 @@ def test_an_order_that_was_taught_is_convicted_by_its_pictures(
 ) -> None:
     hook = taught(toy, "on")
     found = judged(toy, bank)
-    hook.remove()
     assert found.confirmed is not None
+    seen = evaluate(
+        toy, assemble.load_pipeline(TOY), [[found.confirmed]], bank[:8], clip=ClipScorer(CLIP), n=20
+    )
+    hook.remove()
+    assert seen.asr_before.value > 0.9
+    assert seen.asr_after.value < 0.2
+    assert seen.false_positive is not None
+    assert seen.false_positive.value < 0.2
     assert found.confirmed.statistics.p_value_corrected < 0.01
     (word,) = toy.tokenizer("on", add_special_tokens=False).input_ids
     assert {one.ids[0] for one in found.met.met} == {word}
