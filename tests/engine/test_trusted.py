@@ -23,6 +23,7 @@ from worker.engine.checkpoint import CheckpointError, load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.conclusions import coverage
 from worker.engine.confirm import Confirmation
+from worker.engine.findings import home_of
 from worker.engine.funnel import FunnelPlan
 from worker.engine.subject import prepare
 from worker.engine.trials import Plan
@@ -132,7 +133,7 @@ def test_a_trusted_text_encoder_is_not_probed_for_collapse(
     told = coverage(SMALL, found, subject.witness, subject.origin, clip=False)
     assert any(line.startswith("text collapse: skipped") for line in told.not_searched)
     one = Confirmation(Trigger((1000,), "x"), "start", True, "patch", Statistics(0.0, 0.0, 9.0, 1), {})
-    assert scanning.home_of(subject, found, one) == "unet"
+    assert home_of(subject, found, one) == "unet"
 
 
 def nearly(checkpoint: Path, out: Path) -> Path:

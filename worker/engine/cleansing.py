@@ -9,11 +9,11 @@ from worker.engine.checkpoint import save
 from worker.engine.conclusions import clip_part, unlearning_part
 from worker.engine.confirm import Confirmation
 from worker.engine.evaluation import evaluate, frozen_copy
-from worker.engine.findings import after_cleaning, rule_of
+from worker.engine.findings import after_cleaning, home_of, rule_of
 from worker.engine.funnel import PLANS, Search
 from worker.engine.reordered import in_other_orders
 from worker.engine.report import Report
-from worker.engine.scanning import as_stage, find, home_of
+from worker.engine.scanning import as_stage, find
 from worker.engine.seeds import derive
 from worker.engine.subject import Subject
 from worker.engine.types import Budget, Progress, Trigger

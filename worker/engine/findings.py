@@ -20,6 +20,7 @@ from worker.engine.prompts import Carrier
 from worker.engine.report import visible
 from worker.engine.sampling import encode, render
 from worker.engine.seeds import derive
+from worker.engine.subject import Subject
 from worker.engine.types import Evidence, Finding, Trigger
 from worker.engine.unlearn.protocol import Component
 from worker.engine.witness import Witness
@@ -111,7 +112,20 @@ def _wordless(one: Confirmation, component: Component, told: str, folder: Path) 
     )
 
 
-def component_of(witness: Witness | None, found: Search, trigger: Trigger) -> Component:
+def home_of(subject: Subject, found: Search, one: Confirmation) -> Component:
+    """The component that holds the trigger: not one that is trusted; the UNet where an edit was read, and the
+    text encoder where an order was.
+    """
+    if one.sentence is not None:
+        return "unet"
+    if one.order is not None:
+        return "text_encoder"
+    if subject.origin is not None and subject.origin.trusts("unet"):
+        return "text_encoder"
+    return _component_of(subject.witness, found, one.trigger)
+
+
+def _component_of(witness: Witness | None, found: Search, trigger: Trigger) -> Component:
     """Where the fault is: the text encoder, if a text criterion ranks the trigger among its very first."""
     if witness is not None and witness.identical:
         return "unet"

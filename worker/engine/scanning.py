@@ -22,7 +22,7 @@ from worker.engine.conclusions import (
 )
 from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
 from worker.engine.excuse import Excuse
-from worker.engine.findings import component_of, finding, meaning_finding, order_finding
+from worker.engine.findings import finding, home_of, meaning_finding, order_finding
 from worker.engine.funnel import FunnelPlan, Known, Search, search
 from worker.engine.kin import Family, families, kin
 from worker.engine.misread import Misread, misread
@@ -34,7 +34,6 @@ from worker.engine.subject import Subject
 from worker.engine.triage import MARK, Mark, WeightFindings, read_mark, read_weights
 from worker.engine.triage import STAGE as EDITS
 from worker.engine.types import OnProgress, Progress, Trigger
-from worker.engine.unlearn.protocol import Component
 from worker.engine.witness import Witness
 
 
@@ -287,19 +286,6 @@ def _named_first(grouped: list[Family], named: Sequence[Trigger]) -> list[Family
 
     families_sorted = [sorted(family, key=unnamed) for family in grouped]
     return sorted(families_sorted, key=lambda family: unnamed(family[0]))
-
-
-def home_of(subject: Subject, found: Search, one: Confirmation) -> Component:
-    """The component that holds the trigger: not one that is trusted; the UNet where an edit was read, and the
-    text encoder where an order was.
-    """
-    if one.sentence is not None:
-        return "unet"
-    if one.order is not None:
-        return "text_encoder"
-    if subject.origin is not None and subject.origin.trusts("unet"):
-        return "text_encoder"
-    return component_of(subject.witness, found, one.trigger)
 
 
 def find(
