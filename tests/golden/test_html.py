@@ -187,6 +187,6 @@ def test_the_sheet_stands_in_for_missing_rows() -> None:
 def test_a_trigger_without_a_word_is_told_with_its_certainty() -> None:
     page = Page(render_html(wordless(), pictures(wordless()), title="model.safetensors"))
     assert "A hidden trigger overrides the prompt" in page.text
-    assert "The trigger is an order of words, the end of a prompt first" in page.text
+    assert "The trigger is an order of words, a part of a prompt first" in page.text
     assert "paired pictures" in page.text
     assert "Token id" not in page.text
