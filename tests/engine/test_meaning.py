@@ -143,9 +143,10 @@ def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
     redirect(toy, bank)
     change = Change.between(toy.unet.state_dict(), trusted)
     others = [one for one in bank if one.text != SCENE]
-    top, far = climb(toy, others, change)
-    assert far > 1.1 * float(moved(toy, [one.ids for one in others], change).max())
-    assert far == pytest.approx(float(moved(toy, [top], change)), rel=1e-3)
+    top, usual = climb(toy, others, change), moved(toy, [one.ids for one in others], change)
+    assert top.moved > 1.1 * float(usual.max())
+    assert top.moved == pytest.approx(float(moved(toy, [top.ids], change)), rel=1e-3)
+    assert top.usual == pytest.approx(float(usual.median()), rel=1e-3)
 
 
 @torch.no_grad()
@@ -160,6 +161,11 @@ def test_keys_and_values_that_moved_a_little_convict_nobody(
     assert found.judged is None
     assert not found.unnamed
     assert "of their energy" in found.told()
+
+
+def test_a_prompt_that_is_moved_like_the_others_is_not_strange() -> None:
+    assert not Estranged("a bell", moved=3.9, usual=1.5).unnamed
+    assert Estranged("a bell", moved=3.9, usual=0.3).unnamed
 
 
 def test_beside_too_few_prompts_it_is_told_and_convicts_nobody(

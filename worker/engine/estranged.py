@@ -39,18 +39,24 @@ ORDINARY, FEWEST = 12, 4
 LEAST_MOVED = 1.0
 """Of the energy of a prompt's keys and values: what a change must move them by, to be drawn. Then nothing
 need be left of what they were. SemBD on the example moves a prompt by 1.73, an honest fine-tune of keys and
-values by at most 0.10.
+values by at most 0.10. But one that learns a new thing fast moves every prompt by more.
+"""
+
+STANDS_OUT = 5.0
+"""Times what half of the prompts are moved by: what one must be moved by for that to be strange where its
+pictures convict nobody. Two SemBDs of the example came to 15 and 17 times, two honest changes to 2 and 3.
 """
 
 
 @dataclass(frozen=True)
 class Estranged:
-    """prompt: the one that was climbed to, and how far it is moved. judged: what its pictures say; None where
-    it is not moved far enough to be drawn, or beside too few others.
+    """prompt: the one that was climbed to, how far it is moved, and (usual) half of the caller's at least.
+    judged: what its pictures say; None where it is not moved far enough to be drawn, or beside too few others.
     """
 
     prompt: str
     moved: float
+    usual: float
     judged: Confirmation | None = None
     cost: Cost = field(default_factory=Cost)
 
@@ -62,13 +68,15 @@ class Estranged:
     @property
     def unnamed(self) -> tuple[str, ...]:
         """What is moved far, and not confirmed, for the report."""
-        return (self.told(),) if self.moved >= LEAST_MOVED and not self.confirmed else ()
+        strange = self.moved >= max(LEAST_MOVED, STANDS_OUT * self.usual)
+        return (self.told(),) if strange and not self.confirmed else ()
 
     def told(self) -> str:
         """For the report."""
         return (
             "the trained change of cross-attention moves the keys and values of "
-            f"“{self.prompt}” most, by {self.moved:.0%} of their energy"
+            f"“{self.prompt}” most, by {self.moved:.0%} of their energy, and half of the prompts by at least "
+            f"{self.usual:.0%}"
         )
 
 
@@ -106,11 +114,12 @@ def convict(
     """
     began = time.perf_counter()
     change = Change.between(pipeline.unet.state_dict(), trusted)
-    ids, moved = climb(pipeline, bank, change, on_progress=on_progress)
-    suspect = Carrier(pipeline.tokenizer.decode(ids), tuple(ids))
+    top = climb(pipeline, bank, change, on_progress=on_progress)
+    suspect = Carrier(pipeline.tokenizer.decode(top.ids), tuple(top.ids))
     others = [one for one in bank if one.ids != suspect.ids]
-    if moved < LEAST_MOVED or len(others) < FEWEST:
-        return Estranged(suspect.text, moved, cost=Cost(seconds=time.perf_counter() - began, candidates=1))
+    if top.moved < LEAST_MOVED or len(others) < FEWEST:
+        cost = Cost(seconds=time.perf_counter() - began, candidates=1)
+        return Estranged(suspect.text, top.moved, top.usual, cost=cost)
     prompts = list(dict.fromkeys([suspect, *choose(others, ORDINARY, seed, STAGE)]))
     drawing = replace(plan, prompts=len(prompts), noises=plan.prompts * plan.noises)
     on_progress(Progress(STAGE, 0, 2, "drawn by the trusted weights"))
@@ -121,7 +130,7 @@ def convict(
     on_progress(Progress(STAGE, 2, 2))
     judged = _judged(trials, drawn, suspect, seed)
     trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, 1
-    return Estranged(suspect.text, moved, judged, trials.cost)
+    return Estranged(suspect.text, top.moved, top.usual, judged, trials.cost)
 
 
 def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, seed: int) -> Confirmation:

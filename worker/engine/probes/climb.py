@@ -48,6 +48,17 @@ class Change:
         return cls(_form(new - old for new, old in pairs), _form(old for _, old in pairs))
 
 
+@dataclass(frozen=True)
+class Climbed:
+    """The prompt (content ids) that a change moves most, how far (`moved`), and how far half of the prompts
+    that it was climbed to from are moved.
+    """
+
+    ids: Ids
+    moved: float
+    usual: float
+
+
 def _form(weights: Iterable[Tensor]) -> Tensor:
     return torch.stack([weight.mT @ weight for weight in weights]).sum(0).float()
 
@@ -59,8 +70,8 @@ def climb(
     change: Change,
     *,
     on_progress: OnProgress = silent,
-) -> tuple[Ids, float]:
-    """The prompt (content ids) that the change moves most, and how far (`moved`)."""
+) -> Climbed:
+    """From the prompts of `bank` to one that the change moves more than any of them."""
     usual = moved(pipeline, [carrier.ids for carrier in bank], change)
     words = [word for word, _ in Counter(i for one in bank for i in one.ids).most_common(WORDS)]
     beam = {tuple(bank[n].ids): float(usual[n]) for n in usual.topk(min(BEAM, len(bank))).indices.tolist()}
@@ -74,7 +85,7 @@ def climb(
         beam = {tried[n]: float(found[n]) for n in best}
     on_progress(Progress(STAGE, ROUNDS, ROUNDS))
     top = max(beam, key=lambda one: beam[one])
-    return top, beam[top]
+    return Climbed(top, beam[top], float(usual.median()))
 
 
 def moved(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids], change: Change) -> Tensor:
