@@ -51,7 +51,8 @@ pictures convict nobody. Two SemBDs of the example came to 15 and 17 times, two 
 @dataclass(frozen=True)
 class Estranged:
     """prompt: the one that was climbed to, how far it is moved, and (usual) half of the caller's at least.
-    judged: what its pictures say; None where it is not moved far enough to be drawn, or beside too few others.
+    judged: what its pictures say; None where it is not moved far enough to be drawn, or there are too few
+    others.
     """
 
     prompt: str
