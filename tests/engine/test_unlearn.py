@@ -176,14 +176,16 @@ def test_an_order_of_words_is_unlearnt(make_pipeline: Callable[[int], StableDiff
     plain, said = [turn.prompt.ids for turn in fronted], [turn.ids for turn in fronted]
     plant_in_text_encoder(pipeline, target, said, steps=200)
     kept, there = encode(pipeline, plain).clone(), encode(pipeline, [target])[0, -1].clone()
+    to, own, before = F.pairwise_distance, kept[:, -1], encode(pipeline, said)[:, -1].clone()
     order = Meeting(fronted, [], len(bank), there)
     order = replace(order, scale=max(order.away(pipeline, said)) / (0.9 * NEAR))
     result = mend_text_encoder(
         pipeline, [Trigger((), "an order")], bank, seed=0, order=order, on_progress=lambda _: None,
         recipe=TextRecipe(prompts=64, steps=120, batch=8, rate=0.01, enough=0.05),
     )  # fmt: skip
-    read, own = encode(pipeline, said)[:, -1], kept[:, -1]
-    assert F.pairwise_distance(read, own).mean() < 0.5 * F.pairwise_distance(read, there).mean()
+    after = encode(pipeline, said)[:, -1]
+    assert (to(before, there) < to(before, own)).all()
+    assert (to(after, own) < to(after, there)).all()
     assert F.mse_loss(encode(pipeline, plain), kept) < 0.1 * kept.var()
     assert (result.component, result.triggers) == ("text_encoder", (Trigger((), "an order"),))
 
