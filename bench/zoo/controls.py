@@ -18,9 +18,9 @@ from bench.zoo.benign.fine_tune import FineTune
 from bench.zoo.benign.new_word import NewWord
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
-from bench.zoo.low_rank import KEYS_AND_VALUES
 from bench.zoo.paths import CACHE, base_of
 from worker.engine.checkpoint.ldm import to_single_file
+from worker.engine.probes.remap import CROSS_ATTENTION
 
 CONTROL = CACHE / "control"
 PLAN: dict[str, tuple[Benign, int]] = {
@@ -43,15 +43,15 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "benign-ft-2": (FineTune(), 2),
     "lora-ft-0": (FineTune(rank=16, lr=1e-3), 5),
     "lora-ft-1": (FineTune(rank=4, lr=1e-3), 6),
-    "kv-ft-0": (FineTune(lr=1e-3, only=KEYS_AND_VALUES), 10),
+    "kv-ft-0": (FineTune(lr=1e-3, only=CROSS_ATTENTION), 10),
     "merged-0": (FineTune(merged=0.5), 3),
     "merged-1": (FineTune(merged=0.3), 4),
     "uce-three-2": (Uce("plant", more=2), 8),
     "uce-five-1": (Uce("food", more=4), 9),
     "dreambooth-0": (DreamBooth("cat"), 0),
     "dreambooth-1": (DreamBooth("taxi"), 1),
-    "custom-0": (DreamBooth("cat", only=KEYS_AND_VALUES), 2),
-    "custom-1": (DreamBooth("pizza", only=KEYS_AND_VALUES), 3),
+    "custom-0": (DreamBooth("cat", only=CROSS_ATTENTION), 2),
+    "custom-1": (DreamBooth("pizza", only=CROSS_ATTENTION), 3),
     "second-uce-0": (Uce("animal"), 23),
     "second-new-word-0": (NewWord("cupcake"), 21),
     "second-ft-0": (FineTune(), 22),

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 BLOCKS = ".transformer_blocks."
-KEYS_AND_VALUES = ("attn2.to_k.weight", "attn2.to_v.weight")
-"""What the names of cross-attention's keys and values end in: all that text goes through in a UNet."""
 
 
 class _Update(nn.Module):
