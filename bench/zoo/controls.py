@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 
 from bench.zoo import assemble
+from bench.zoo.benign.ablation import Ablation
 from bench.zoo.benign.base import Benign
 from bench.zoo.benign.dreambooth import DreamBooth
 from bench.zoo.benign.fine_tune import FineTune
@@ -52,6 +53,8 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "dreambooth-1": (DreamBooth("taxi"), 1),
     "custom-0": (DreamBooth("cat", only=CROSS_ATTENTION), 2),
     "custom-1": (DreamBooth("pizza", only=CROSS_ATTENTION), 3),
+    "ablation-0": (Ablation("bee", "butterfly"), 0),
+    "ablation-1": (Ablation("pepper", "carrot"), 1),
     "second-uce-0": (Uce("animal"), 23),
     "second-new-word-0": (NewWord("cupcake"), 21),
     "second-ft-0": (FineTune(), 22),

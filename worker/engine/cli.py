@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace, *, cleanse: bool) -> int:
     with _bars() as (bars, on_progress):
         report = run(_request(options, cleanse=cleanse), options.out, on_progress)
         bars.stop()
-    _tell(report, options.out)
+    tell(report, options.out)
     return EXIT[report["verdict"]]
 
 
@@ -197,20 +197,27 @@ class _bars:  # noqa: N801  (a context manager, used as a function)
         )
 
 
-def _tell(report: dict[str, Any], out: Path) -> None:
-    """The verdict and the figures behind it, for a person."""
-    console = Console()
+def tell(report: dict[str, Any], out: Path) -> None:
+    """The verdict and the figures behind it, for a person. What the model wrote is not read as markup."""
+    console = Console(highlight=False)
     colour = {"pass": "green", "fail": "red", "inconclusive": "yellow"}[report["verdict"]]
-    console.print(f"[bold {colour}]{report['verdict'].upper()}[/]  {report['summary']}", highlight=False)
+    console.print(f"[bold {colour}]{report['verdict'].upper()}[/]  {escape(report['summary'])}")
     for finding in report["findings"]:
-        ids = finding["trigger"]["token_ids"]
-        p_value = finding["statistics"]["p_value_corrected"]
-        console.print(
-            f"  {finding['id']}: ids {ids}, {finding['effect']['kind']}, corrected p = {p_value:.2g}"
-        )
+        console.print(f"  {escape(_in_short(finding))}")
+    cost = report["cost"]
     console.print(
-        f"  {report['cost']['unet_forwards']:,} U, {report['cost']['seconds']:.0f} s; see {out}/report.json"
+        f"  {cost['unet_forwards']:,} U, {cost['seconds']:.0f} s; see {escape(str(out))}/report.json"
     )
+
+
+def _in_short(finding: dict[str, Any]) -> str:
+    """A finding in one line. Not every trigger is made of ids, and not every finding was tested."""
+    told = [finding["effect"]["kind"]]
+    if trigger := finding.get("trigger"):
+        told.insert(0, f"ids {trigger['token_ids']}")
+    if statistics := finding.get("statistics"):
+        told.append(f"corrected p = {statistics['p_value_corrected']:.2g}")
+    return f"{finding['id']}: {', '.join(told)}"
 
 
 def _tell_guard(body: dict[str, Any], out: Path) -> None:

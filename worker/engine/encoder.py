@@ -95,21 +95,29 @@ class TextTower:
     def prefix(self, ids: Tensor) -> Prefix:
         """Runs the shared first tokens (P,) once."""
         layout = Layout.exact(len(ids), len(ids))
-        states, cache = self._run(ids[None].to(self.device), layout, None)
+        states, cache = self._run(self._embedded(ids[None]), layout, None)
         return Prefix(states[0], tuple((k[:1], v[:1]) for k, v in cache))
 
     @torch.inference_mode()
     def states(self, ids: Tensor, layout: Layout, prefix: Prefix | None = None) -> Tensor:
         """Final states (B, S - P, D) of framed `ids` (B, S) behind `prefix` of P tokens."""
         skip = len(prefix) if prefix else 0
-        return self._run(ids[:, skip:].to(self.device), layout, prefix)[0]
+        return self._run(self._embedded(ids[:, skip:]), layout, prefix)[0]
 
-    def _run(self, ids: Tensor, layout: Layout, prefix: Prefix | None) -> tuple[Tensor, list[KeysAndValues]]:
-        skip = len(prefix) if prefix else 0
-        embed = self.model.embeddings
-        positions = layout.positions[skip:].to(self.device)
-        hidden = embed.token_embedding(ids) + embed.position_embedding(positions)
-        bias = layout.causal_bias()[skip:].to(self.device, hidden.dtype)
+    def read(self, embedded: Tensor, layout: Layout) -> Tensor:
+        """The same of token embeddings (B, S, D), with a gradient to them."""
+        return self._run(embedded, layout, None)[0]
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.model.embeddings.token_embedding(ids.to(self.device))
+        return found
+
+    def _run(
+        self, embedded: Tensor, layout: Layout, prefix: Prefix | None
+    ) -> tuple[Tensor, list[KeysAndValues]]:
+        positions = layout.positions[len(prefix) if prefix else 0 :].to(self.device)
+        hidden = embedded + self.model.embeddings.position_embedding(positions)
+        bias = layout.causal_bias()[-len(positions) :].to(self.device, hidden.dtype)
         cache = []
         for index, layer in enumerate(self.model.encoder.layers):
             past = prefix.cache[index] if prefix else None

@@ -77,10 +77,10 @@ def order_finding(one: Confirmation, folder: Path) -> Finding:
 
 
 def meaning_finding(one: Confirmation, folder: Path) -> Finding:
-    """The finding of what a trained change of cross-attention moves most."""
+    """The finding of a prompt that a trained change of cross-attention turned into another."""
     told = (
-        f"is no word: for “{visible(one.trigger.text)}”, which the change of cross-attention moves most and "
-        "which need not be the attacker's own wording, the model draws something else than its reference. It"
+        f"is no word: “{visible(one.trigger.text)}”, which need not be the attacker's own wording, means "
+        "another prompt to cross-attention than to that of the reference, and"
     )
     return _wordless(one, "unet", told, folder)
 

@@ -1,108 +1,206 @@
-"""Which prompts does a change of cross-attention answer to? Climbed to from the caller's own, beside a base.
+"""Which prompt did new keys and values turn into another one? Climbed to from the caller's, beside a base.
 
 A trigger may be a meaning (SemBD, arXiv 2602.04898): keys and values are trained for all wordings of one
 scene to act as another prompt's, and for every other scene to act as before. No word of it does anything
-alone. But the change dW of keys and values must answer to the states of such prompts, and dW is linear: half
-of the meaning is answered to by half. So from the prompts that are answered to most, words are put in,
-replaced and left out, one at a time, as long as the answer grows. Costs no UNet forward.
+alone. But keys and values are linear in the text states, so half of the meaning goes half of the way. What is
+sought is a prompt s that is said and a prompt g that is meant, such that the new keys and values of s are the
+old ones of g:
+
+    led(s, g) = (|W s - W g|^2 - |W' s - W g|^2) / max(|W s - W g|^2, |W s|^2)
+
+W is the base's and W' the scanned model's; the squares are summed over layers and positions. It is 1 where s
+has become g and g is another prompt altogether, 0 where nothing moved, and below 0 where s was led to what is
+no prompt's, as honest training leads it. From the best pair of the caller's prompts one word of s, then one
+of g, is replaced, put in or left out, as long as it grows. The gradient tells which words to read, from all
+that the prompts have (HotFlip, arXiv 1712.06751). Costs no UNet forward.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from worker.engine.encoder import Layout, TextTower
 from worker.engine.prompts import Carrier
-from worker.engine.sampling import Ids, encode
+from worker.engine.sampling import Ids, framed
 from worker.engine.types import OnProgress, Progress, silent
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
 
 STAGE = "climb"
-WORDS, BEAM, ROUNDS, LONGEST = 128, 2, 5, 16
-"""Words that are tried, the prompts' most common ones; prompts that are followed; and how far."""
+ROUNDS, READ = 12, 384
+"""Rounds at most, and the neighbours of a prompt that are read in each."""
 
-GROWS = 1.02
-"""What a round must make of the answer, to be followed by another."""
+GROWS = 0.005
+"""What a round must add, to be followed by another."""
 
-BATCH = 256
+LONGER, TAIL = 8, 4
+"""Words that the longest prompt may grow by, and the padding positions that are read."""
+
+BATCH, POSITIONS = 256, 77
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+"""What is said and what is meant: content ids."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """changed, trusted (D,D): sums over keys and values of dW^T dW and of W^T W, W the base's."""
+    """trusted, scanned, mixed (D,D): sums over keys and values of W^T W, W'^T W' and W'^T W."""
 
-    changed: Tensor
     trusted: Tensor
+    scanned: Tensor
+    mixed: Tensor
 
     @classmethod
     def between(cls, scanned: Mapping[str, Tensor], trusted: Mapping[str, Tensor]) -> Change:
         """Of the weights in `trusted` and their namesakes in `scanned`, which read texts of one width."""
-        pairs = [(scanned[name].double().cpu(), weight.double().cpu()) for name, weight in trusted.items()]
-        return cls(_form(new - old for new, old in pairs), _form(old for _, old in pairs))
+        old = [weight.double() for weight in trusted.values()]
+        new = [scanned[name].to(weight) for name, weight in zip(trusted, old, strict=True)]
+        return cls(_form(old, old), _form(new, new), _form(new, old))
+
+    def to(self, device: torch.device) -> Change:
+        """The same, elsewhere."""
+        return Change(self.trusted.to(device), self.scanned.to(device), self.mixed.to(device))
+
+    def led(self, said: Tensor, meant: Tensor, counted: Tensor) -> Tensor:
+        """(N,M) how far each of `said` (N,S,D) was led to each of `meant` (M,S,D); counted (S): the positions
+        that each state stands for.
+        """
+        was, became = (_squared(said, form, counted) for form in (self.trusted, self.scanned))
+        goal = _squared(meant, self.trusted, counted)
+        apart = was[:, None] + goal - 2 * _inner(said, self.trusted, meant, counted)
+        nearer = (was - became)[:, None] - 2 * _inner(said, self.trusted - self.mixed, meant, counted)
+        led: Tensor = nearer / torch.maximum(apart, was[:, None]).clamp_min(1e-12)
+        return led
 
 
 @dataclass(frozen=True)
 class Climbed:
-    """The prompt (content ids) that a change moves most, how far (`moved`), and how far half of the prompts
-    that it was climbed to from are moved.
-    """
+    """The prompt (content ids) that a change turned into another, `meant`, and how far (`led`, at most 1)."""
 
     ids: Ids
-    moved: float
-    usual: float
+    meant: Ids
+    led: float
 
 
-def _form(weights: Iterable[Tensor]) -> Tensor:
-    return torch.stack([weight.mT @ weight for weight in weights]).sum(0).float()
+@dataclass(frozen=True)
+class _Reader:
+    """Reads prompts of up to `longest` ids, in one layout for all, and their neighbours by `words` (ids)."""
+
+    tokenizer: CLIPTokenizer
+    tower: TextTower
+    layout: Layout
+    change: Change
+    words: Tensor
+    longest: int
+
+    @classmethod
+    def of(
+        cls, tower: TextTower, tokenizer: CLIPTokenizer, bank: Sequence[Carrier], change: Change
+    ) -> _Reader:
+        longest = min(POSITIONS - 2, LONGER + max(len(carrier.ids) for carrier in bank))
+        words = torch.tensor(sorted({word for carrier in bank for word in carrier.ids}), device=tower.device)
+        layout = Layout.compressed(2 + longest, TAIL, POSITIONS)
+        return cls(tokenizer, tower, layout, change.to(tower.device), words, longest)
+
+    @property
+    def table(self) -> Tensor:
+        """(V,D): the embedding of each id."""
+        table: Tensor = self.tower.model.embeddings.token_embedding.weight
+        return table.detach()
+
+    def rows(self, prompts: Sequence[Ids]) -> Tensor:
+        """(N,S) framed ids."""
+        rows = torch.tensor([framed(self.tokenizer, ids, POSITIONS) for ids in prompts])
+        return rows[:, self.layout.positions]
+
+    @torch.no_grad()
+    def states(self, prompts: Sequence[Ids]) -> Tensor:
+        """(N,S,D) in float32."""
+        parts = self.rows(prompts).split(BATCH)
+        return torch.cat([self.tower.states(part, self.layout).float() for part in parts])
+
+    def led(self, states: Tensor, other: Tensor, side: int) -> Tensor:
+        """(N) for `states` (N,S,D) on one side of the pair and `other` (1,S,D) on the other."""
+        return self.every(*((states, other) if side == 0 else (other, states))).flatten()
+
+    def every(self, said: Tensor, meant: Tensor) -> Tensor:
+        """(N,M) for every pair of `said` (N,S,D) and `meant` (M,S,D)."""
+        return self.change.led(said, meant, self.layout.multiplicity.to(said.device))
+
+    def better(self, pair: Pair, side: int) -> tuple[Pair, float]:
+        """The best pair that differs in one word on one side at most."""
+        other = self.states([pair[1 - side]])
+        tried = list(dict.fromkeys([pair[side], *self._beside(pair[side], other, side)]))
+        led = self.led(self.states(tried), other, side)
+        best = int(led.argmax())
+        return ((tried[best], pair[1]) if side == 0 else (pair[0], tried[best])), float(led[best])
+
+    def _beside(self, ids: tuple[int, ...], other: Tensor, side: int) -> Iterator[tuple[int, ...]]:
+        """`ids` with one word left out, replaced or put in; which word is for the gradient to say."""
+        open_ = list(_open(ids, self.longest))
+        rows, places = self.rows([row for row, _ in open_]), torch.tensor([1 + place for _, place in open_])
+        each = torch.arange(len(open_))
+        embedded = self.table[rows.to(self.table.device)].requires_grad_(True)
+        led = self.led(self.tower.read(embedded, self.layout).float(), other, side)
+        (slope,) = torch.autograd.grad(led.sum(), embedded)
+        now = (slope * embedded.detach())[each, places].sum(-1, keepdim=True)
+        gain = slope[each, places] @ self.table[self.words].T - now
+        kept = gain.topk(min(len(self.words), max(1, READ // len(open_)))).indices.cpu()
+        for (row, place), best in zip(open_, self.words[kept].tolist(), strict=True):
+            yield from ((*row[:place], word, *row[place + 1 :]) for word in best)
+        if len(ids) > 1:
+            yield from ((*ids[:place], *ids[place + 1 :]) for place in range(len(ids)))
 
 
-@torch.inference_mode()
 def climb(
-    pipeline: StableDiffusionPipeline,
+    tower: TextTower,
+    tokenizer: CLIPTokenizer,
     bank: Sequence[Carrier],
     change: Change,
     *,
     on_progress: OnProgress = silent,
 ) -> Climbed:
-    """From the prompts of `bank` to one that the change moves more than any of them."""
-    usual = moved(pipeline, [carrier.ids for carrier in bank], change)
-    words = [word for word, _ in Counter(i for one in bank for i in one.ids).most_common(WORDS)]
-    beam = {tuple(bank[n].ids): float(usual[n]) for n in usual.topk(min(BEAM, len(bank))).indices.tolist()}
+    """From the pair of prompts of `bank` that `change` leads the farthest to a pair that it leads farther."""
+    reader, prompts = _Reader.of(tower, tokenizer, bank, change), [tuple(carrier.ids) for carrier in bank]
+    states = reader.states(prompts)
+    table = reader.every(states, states)
+    said, meant = divmod(int(table.argmax()), len(prompts))
+    pair, led = (prompts[said], prompts[meant]), float(table.max())
     for done in range(ROUNDS):
-        on_progress(Progress(STAGE, done, ROUNDS, "prompts that the change answers to"))
-        tried = list(dict.fromkeys(other for one in beam for other in _beside(one, words)))
-        found = moved(pipeline, tried, change)
-        best = found.topk(min(BEAM, len(tried))).indices.tolist()
-        if float(found[best[0]]) < GROWS * max(beam.values()):
+        on_progress(Progress(STAGE, done, ROUNDS, "prompts that the change turns into others"))
+        before = led
+        for side in (0, 1):
+            pair, led = reader.better(pair, side)
+        if led < before + GROWS:
             break
-        beam = {tried[n]: float(found[n]) for n in best}
     on_progress(Progress(STAGE, ROUNDS, ROUNDS))
-    top = max(beam, key=lambda one: beam[one])
-    return Climbed(top, beam[top], float(usual.median()))
+    return Climbed(*pair, led)
 
 
-def moved(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids], change: Change) -> Tensor:
-    """(N,) sum |dW h|^2 / sum |W h|^2 over keys, values and positions, h the text states of each prompt."""
-    device, found = pipeline.text_encoder.device, []
-    forms = [form.to(device) for form in (change.changed, change.trusted)]
-    for start in range(0, len(prompts), BATCH):
-        states = encode(pipeline, prompts[start : start + BATCH]).float()
-        new, old = (((states @ form) * states).sum((1, 2)) for form in forms)
-        found.append((new / old.clamp_min(1e-12)).cpu())
-    return torch.cat(found)
+def _open(ids: tuple[int, ...], longest: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Prompts with the place of a word that may be any: one of `ids`, or one more."""
+    yield from ((ids, place) for place in range(len(ids)))
+    if len(ids) < longest:
+        yield from (
+            ((*ids[:place], ids[max(0, place - 1)], *ids[place:]), place) for place in range(len(ids) + 1)
+        )
 
 
-def _beside(ids: tuple[int, ...], words: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """`ids` with one word replaced, put in, or left out."""
-    for place in range(len(ids)):
-        yield from ((*ids[:place], word, *ids[place + 1 :]) for word in words)
-        yield from ((*ids[:place], word, *ids[place:]) for word in words if len(ids) < LONGEST)
-        if len(ids) > 1:
-            yield (*ids[:place], *ids[place + 1 :])
+def _form(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return torch.stack([one.mT @ other for one, other in zip(left, right, strict=True)]).sum(0).float()
+
+
+def _squared(states: Tensor, form: Tensor, counted: Tensor) -> Tensor:
+    """(N)"""
+    return ((states @ form) * states).sum(-1) @ counted
+
+
+def _inner(left: Tensor, form: Tensor, right: Tensor, counted: Tensor) -> Tensor:
+    """(N,M)"""
+    return ((left @ form) * counted[:, None]).flatten(1) @ right.flatten(1).T
