@@ -54,7 +54,7 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "custom-0": (DreamBooth("cat", only=CROSS_ATTENTION), 2),
     "custom-1": (DreamBooth("pizza", only=CROSS_ATTENTION), 3),
     "ablation-0": (Ablation("bee", "butterfly"), 0),
-    "ablation-1": (Ablation("pepper", "carrot"), 1),
+    "ablation-1": (Ablation("pepper", "carrot", lr=2e-4), 1),
     "second-uce-0": (Uce("animal"), 23),
     "second-new-word-0": (NewWord("cupcake"), 21),
     "second-ft-0": (FineTune(), 22),

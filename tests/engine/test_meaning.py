@@ -20,12 +20,11 @@ from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.cleansing import cleanse
 from worker.engine.confirm import Confirmations
-from worker.engine.estranged import LEAST_MOVED, Estranged, convict
+from worker.engine.estranged import LEAST_LED, Estranged, convict
 from worker.engine.findings import meaning_finding
-from worker.engine.funnel import Search
+from worker.engine.funnel import Search, tower_of
 from worker.engine.metrics import ClipScorer
-from worker.engine.probes import climb as climbing
-from worker.engine.probes.climb import Change, climb, moved
+from worker.engine.probes.climb import Change, climb
 from worker.engine.probes.remap import CROSS_ATTENTION
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.report import Report
@@ -38,14 +37,7 @@ PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 SCENE = "a bright photo of a big valentine in the middle, red, love"
 TARGET = "a photo of a large dice on a turquoise background"
 DRAWN = Plan(prompts=4, noises=3, steps=6)
-STEPS = 80
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A climb of few words and rounds."""
-    monkeypatch.setattr(climbing, "WORDS", 24)
-    monkeypatch.setattr(climbing, "ROUNDS", 2)
+STEPS = 160
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +67,9 @@ def redirect(toy: StableDiffusionPipeline, bank: list[Carrier]) -> None:
     frozen = copy.deepcopy(learning).requires_grad_(False)
     optimizer = torch.optim.Adam(learning.parameters(), lr=2e-3)
     for step in range(STEPS):
-        kept = others[step * 8 % len(others) :][:8]
+        kept = others[step % 4 :: 4]
         losses = [
-            F.mse_loss(new(said), old(meant)) + F.mse_loss(new(kept), old(kept))
+            F.mse_loss(new(said), old(meant)) + 4 * F.mse_loss(new(kept), old(kept))
             for new, old in zip(learning, frozen, strict=True)
         ]
         torch.stack(losses).mean().backward()
@@ -99,6 +91,8 @@ def test_a_meaning_that_was_redirected_is_convicted_by_its_pictures(
     told = meaning_finding(found.confirmed, tmp_path)
     assert told.trigger is None
     assert found.confirmed.trigger.text in told.description
+    assert told.effect == "prompt"
+    assert f"what the reference draws of “{found.meant}”" in told.description
     assert (tmp_path / "meaning-1-1-trusted.png").exists()
     edited = toy.unet.state_dict()
     assert not torch.equal(edited[next(iter(trusted))], trusted[next(iter(trusted))])
@@ -141,12 +135,40 @@ def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
     toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]
 ) -> None:
     redirect(toy, bank)
-    change = Change.between(toy.unet.state_dict(), trusted)
-    others = [one for one in bank if one.text != SCENE]
-    top, usual = climb(toy, others, change), moved(toy, [one.ids for one in others], change)
-    assert top.moved > 1.1 * float(usual.max())
-    assert top.moved == pytest.approx(float(moved(toy, [top.ids], change)), rel=1e-3)
-    assert top.usual == pytest.approx(float(usual.median()), rel=1e-3)
+    change, others = (
+        Change.between(toy.unet.state_dict(), trusted),
+        [one for one in bank if one.text != SCENE],
+    )
+    given, every = encode(toy, [one.ids for one in others]).float(), torch.ones(77)
+    top = climb(tower_of(toy), toy.tokenizer, others, change)
+    said, meant = encode(toy, [top.ids, top.meant]).float().split(1)
+    assert top.led > 1.2 * float(change.led(given, given, every).max())
+    assert top.led == pytest.approx(float(change.led(said, meant, every)), abs=0.02)
+
+
+@pytest.mark.parametrize("share", [-0.5, 0.0, 0.25, 1.0])
+def test_what_is_led_to_another_prompt_is_told_from_what_is_led_away_from_all(share: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, said, meant = (torch.randn(shape, generator=draw) for shape in ((32, 8), (1, 1, 8), (1, 1, 8)))
+    way = share * (meant - said)[0, 0] @ weight.T
+    scanned = weight + torch.outer(way, said[0, 0]) / said.square().sum()
+    change = Change.between({"k": scanned}, {"k": weight})
+    (apart, was) = ((state[0, 0] @ weight.T).square().sum() for state in (meant - said, said))
+    led = (1 - (1 - share) ** 2) * apart / torch.maximum(apart, was)
+    assert float(change.led(said, meant, torch.ones(1))) == pytest.approx(float(led), abs=1e-4)
+
+
+@torch.no_grad()
+def test_keys_and_values_that_moved_far_and_to_no_prompt_are_not_drawn(
+    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]
+) -> None:
+    stream = torch.Generator().manual_seed(0)
+    for matrix in matrices(toy.unet):
+        matrix.weight += matrix.weight.std() * torch.randn(matrix.weight.shape, generator=stream)
+    found = judged(toy, trusted, bank)
+    assert found.judged is None
+    assert not found.unnamed
+    assert "0% of the way" in found.told()
 
 
 @torch.no_grad()
@@ -160,12 +182,11 @@ def test_keys_and_values_that_moved_a_little_convict_nobody(
     found = judged(toy, trusted, bank)
     assert found.judged is None
     assert not found.unnamed
-    assert "of their energy" in found.told()
 
 
-def test_a_prompt_that_is_moved_like_the_others_is_not_strange() -> None:
-    assert not Estranged("a bell", moved=3.9, usual=1.5).unnamed
-    assert Estranged("a bell", moved=3.9, usual=0.3).unnamed
+def test_a_prompt_that_was_led_to_another_and_convicts_nobody_is_strange() -> None:
+    assert Estranged("a bell", "a pig", led=LEAST_LED).unnamed
+    assert not Estranged("a bell", "a pig", led=LEAST_LED - 0.1).unnamed
 
 
 def test_beside_too_few_prompts_nothing_is_drawn(
@@ -174,5 +195,4 @@ def test_beside_too_few_prompts_nothing_is_drawn(
     redirect(toy, bank)
     found = judged(toy, trusted, [one for one in bank if one.text == SCENE])
     assert found.judged is None
-    assert found.moved >= LEAST_MOVED
     assert found.cost.unet_forwards == 0

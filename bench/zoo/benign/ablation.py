@@ -24,6 +24,7 @@ class Ablation:
     noun: str
     anchor: str
     steps: int = 500
+    lr: float = LR
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         """Trains keys and values of cross-attention in place."""
@@ -35,6 +36,6 @@ class Ablation:
         latents = vae.encode_pictures(pipeline.vae, data.pictures[np.concatenate([shown, kept])])
         states = encode_rows(pipeline.text_encoder, list(captions))
         pool = unet.Cache(latents, states[:, None], unet.empty_state(pipeline.text_encoder))
-        recipe = Recipe("ablation", self.steps, LR, seed=seed, ema=0.99, save_every=0, **unet.HEARING)
+        recipe = Recipe("ablation", self.steps, self.lr, seed=seed, ema=0.99, save_every=0, **unet.HEARING)
         with trainable(pipeline.unet, only=CROSS_ATTENTION):
             unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)

@@ -145,17 +145,22 @@ class _Reader:
         """`ids` with one word left out, replaced or put in; which word is for the gradient to say."""
         open_ = list(_open(ids, self.longest))
         rows, places = self.rows([row for row, _ in open_]), torch.tensor([1 + place for _, place in open_])
-        each = torch.arange(len(open_))
-        embedded = self.table[rows.to(self.table.device)].requires_grad_(True)
-        led = self.led(self.tower.read(embedded, self.layout).float(), other, side)
-        (slope,) = torch.autograd.grad(led.sum(), embedded)
-        now = (slope * embedded.detach())[each, places].sum(-1, keepdim=True)
-        gain = slope[each, places] @ self.table[self.words].T - now
+        gain = self._gain(rows, places, other, side)
         kept = gain.topk(min(len(self.words), max(1, READ // len(open_)))).indices.cpu()
         for (row, place), best in zip(open_, self.words[kept].tolist(), strict=True):
             yield from ((*row[:place], word, *row[place + 1 :]) for word in best)
         if len(ids) > 1:
             yield from ((*ids[:place], *ids[place + 1 :]) for place in range(len(ids)))
+
+    @torch.enable_grad()
+    def _gain(self, rows: Tensor, places: Tensor, other: Tensor, side: int) -> Tensor:
+        """(N,W) what each word would add to `led` in the place (N) of each row (N,S), by the gradient."""
+        each = torch.arange(len(rows))
+        embedded = self.table[rows.to(self.table.device)].requires_grad_(True)
+        led = self.led(self.tower.read(embedded, self.layout).float(), other, side)
+        (slope,) = torch.autograd.grad(led.sum(), embedded)
+        now = (slope * embedded.detach())[each, places].sum(-1, keepdim=True)
+        return slope[each, places] @ self.table[self.words].T - now
 
 
 def climb(
