@@ -125,8 +125,9 @@ def _announced(report: Report, policy: Policy) -> Outcome | None:
 
 
 def _removal(report: Report, policy: Policy) -> Outcome | None:
-    """Applies to models in which something was found that can be removed."""
-    if policy.minimum_removal is None or not any(finding.trigger for finding in report.findings):
+    """Applies to models in which something was found that can be removed: a trigger, be it a word or not."""
+    hidden = any(finding.trigger or finding.statistics for finding in report.findings)
+    if policy.minimum_removal is None or not hidden:
         return None
     removal = report.unlearning.removal if report.unlearning else None
     if removal is None:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from service.domain.policy import RULES, Policy, judge
 from tests.applications import Finish
-from tests.golden.reports import failing, inconclusive, passing
+from tests.golden.reports import failing, inconclusive, passing, wordless
 from tests.service.checkpoints import safetensors
 
 ORDER = ("fail", "inconclusive", "pass")
@@ -106,6 +106,7 @@ def with_severity(severity: str) -> dict[str, Any]:
         (with_removal(0.99, 0.96), {"minimum_removal": 0.95}, "minimum_removal", "pass"),
         (with_removal(0.99, 0.94), {"minimum_removal": 0.95}, "minimum_removal", "fail"),
         (failing() | {"unlearning": None}, {"minimum_removal": 0.5}, "minimum_removal", "fail"),
+        (wordless() | {"unlearning": None}, {"minimum_removal": 0.5}, "minimum_removal", "fail"),
         (with_clip(0.30, 0.299), {"maximum_clip_loss": 0.02}, "maximum_clip_loss", "pass"),
         (with_clip(0.30, 0.28), {"maximum_clip_loss": 0.02}, "maximum_clip_loss", "fail"),
         (failing() | {"clip": None}, {"maximum_clip_loss": 0.02}, "maximum_clip_loss", "inconclusive"),
