@@ -18,7 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import closed_form, detection, guards, plots, removal, shapes, sketch, text_encoder, unaided
+from bench import (
+    cleaning,
+    closed_form,
+    detection,
+    guards,
+    plots,
+    removal,
+    shapes,
+    sketch,
+    text_encoder,
+    unaided,
+)
 from bench.machine import machine
 from bench.service import parts as service
 
@@ -56,6 +67,7 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "text_encoder": text_encoder.measure,
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
     "unaided": lambda: unaided.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
+    "cleaning": lambda: cleaning.measure(_results().get("cleaning", {}).get("runs", [])),
     "removal": removal.measure,
     "handling_sd15": _handling,
     **{f"service.{name}": part for name, part in service.PARTS.items()},
@@ -187,6 +199,7 @@ _SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "text_encoder": text_encoder.markdown,
     "closed_form": closed_form.markdown,
     "unaided": unaided.markdown,
+    "cleaning": cleaning.markdown,
     "removal": removal.markdown,
     "handling_sd15": _handling_text,
     "service": service.markdown,

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import detection, guards, kept
+from bench import cleaning, detection, guards, kept
 from bench.__main__ import _results, markdown, with_part
 from bench.service.endurance import figures
 from bench.service.ledger import Row
 from bench.service.requests import ask
 from tests.applications import Live
+from tests.golden.reports import failing, passing
 
 NOW = datetime.now(UTC)
 PUBLISHED = Row("succeeded", 1, 0, 1, NOW, NOW, publications=1, reports=1)
@@ -79,6 +80,21 @@ def test_scans_are_counted_by_what_they_were_told_of_the_model() -> None:
     assert told["controls"] == 2
     assert told["auroc"]["value"] == 1
     assert told["auroc"]["ci95"][0] < 1, "five scans leave room for doubt"
+
+
+def test_a_cleaned_model_and_one_in_which_nothing_was_found_are_both_told(tmp_path: Path) -> None:
+    truth = {"attack": "badt2i", "success": {"k": 9, "n": 10, "value": 0.9, "ci95": [0.6, 0.98]}}
+    model = detection.Model("a", tmp_path / "a.safetensors", truth)
+    cleaned, passed = (
+        report | {"provenance": {**report["provenance"], "config": {"budget": "quick", "reference": False}}}
+        for report in (failing(), passing() | {"unlearning": None, "clip": None})
+    )
+    rows = [cleaning.row(model, report, tmp_path) | {"engine": "e"} for report in (cleaned, passed)]
+    told = cleaning.markdown({"engine": "e", "runs": rows})
+    assert "passes 1 of 1 cleaned models" in told
+    first, second = (line for line in told.splitlines() if line.startswith("| a |"))
+    assert "9 of 10 (60% to 98%)" in first
+    assert "| nothing | – | – | – | – | – |" in second
 
 
 def test_a_guards_newest_figures_stand_beside_those_that_were_published(
