@@ -24,6 +24,7 @@ from worker.engine.estranged import LEAST_LED, Estranged, convict
 from worker.engine.findings import meaning_finding
 from worker.engine.funnel import Search, tower_of
 from worker.engine.metrics import ClipScorer
+from worker.engine.probes import climb as climbing
 from worker.engine.probes.climb import Change, climb
 from worker.engine.probes.remap import CROSS_ATTENTION
 from worker.engine.prompts import Carrier, carriers
@@ -40,6 +41,14 @@ DRAWN = Plan(prompts=4, noises=3, steps=6)
 STEPS = 160
 
 
+@pytest.fixture(autouse=True, scope="module")
+def hurried() -> Iterator[None]:
+    """A climb that reads fewer prompts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(climbing, "READ", 96)
+        yield
+
+
 @pytest.fixture(scope="module")
 def toy() -> StableDiffusionPipeline:
     return assemble.load_pipeline(TOY)
@@ -50,13 +59,28 @@ def bank(toy: StableDiffusionPipeline) -> list[Carrier]:
     return carriers(toy.tokenizer, PROMPTS)
 
 
+def keys_and_values(toy: StableDiffusionPipeline) -> dict[str, Tensor]:
+    weights = toy.unet.state_dict()
+    return {name: weight.clone() for name, weight in weights.items() if name.endswith(CROSS_ATTENTION)}
+
+
 @pytest.fixture
 def trusted(toy: StableDiffusionPipeline) -> Iterator[dict[str, Tensor]]:
     """The base's keys and values, which it has again afterwards."""
-    weights = toy.unet.state_dict()
-    kept = {name: weight.clone() for name, weight in weights.items() if name.endswith(CROSS_ATTENTION)}
+    kept = keys_and_values(toy)
     yield kept
     toy.unet.load_state_dict(kept, strict=False)
+
+
+@pytest.fixture(scope="module")
+def attacked(toy: StableDiffusionPipeline, bank: list[Carrier]) -> tuple[dict[str, Tensor], Estranged]:
+    """Keys and values that were redirected, as they are after the scan, and what it says of them."""
+    trusted = keys_and_values(toy)
+    redirect(toy, bank)
+    found = judged(toy, trusted, bank)
+    scanned = keys_and_values(toy)
+    toy.unet.load_state_dict(trusted, strict=False)
+    return scanned, found
 
 
 def redirect(toy: StableDiffusionPipeline, bank: list[Carrier]) -> None:
@@ -83,10 +107,9 @@ def judged(toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[
 
 
 def test_a_meaning_that_was_redirected_is_convicted_by_its_pictures(
-    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier], tmp_path: Path
+    attacked: tuple[dict[str, Tensor], Estranged], tmp_path: Path
 ) -> None:
-    redirect(toy, bank)
-    found = judged(toy, trusted, bank)
+    _, found = attacked
     assert found.confirmed is not None
     told = meaning_finding(found.confirmed, tmp_path)
     assert told.trigger is None
@@ -94,18 +117,17 @@ def test_a_meaning_that_was_redirected_is_convicted_by_its_pictures(
     assert told.effect == "prompt"
     assert f"what the reference draws of “{found.meant}”" in told.description
     assert (tmp_path / "meaning-1-1-trusted.png").exists()
-    edited = toy.unet.state_dict()
-    assert not torch.equal(edited[next(iter(trusted))], trusted[next(iter(trusted))])
 
 
 def test_a_meaning_is_cleaned_by_the_references_own_weights(
     toy: StableDiffusionPipeline,
     trusted: dict[str, Tensor],
-    bank: list[Carrier],
+    attacked: tuple[dict[str, Tensor], Estranged],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    redirect(toy, bank)
+    weights, found = attacked
+    toy.unet.load_state_dict(weights, strict=False)
     to_single_file(toy, tmp_path / "scanned.safetensors")
     request = ScanRequest(
         tmp_path / "scanned.safetensors",
@@ -116,7 +138,7 @@ def test_a_meaning_is_cleaned_by_the_references_own_weights(
         device="cpu",
     )
     subject = prepare(request)
-    report, found = Report(request, subject.checkpoint, "cpu"), judged(subject.pipeline, trusted, bank)
+    report = Report(request, subject.checkpoint, "cpu")
     assert found.confirmed is not None
     report.findings = [meaning_finding(found.confirmed, tmp_path / "evidence")]
     monkeypatch.setattr(cleansing, "find", lambda *_: (Search(), Confirmations([])))
@@ -132,9 +154,12 @@ def test_a_meaning_is_cleaned_by_the_references_own_weights(
 
 
 def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
-    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]
+    toy: StableDiffusionPipeline,
+    trusted: dict[str, Tensor],
+    attacked: tuple[dict[str, Tensor], Estranged],
+    bank: list[Carrier],
 ) -> None:
-    redirect(toy, bank)
+    toy.unet.load_state_dict(attacked[0], strict=False)
     change, others = (
         Change.between(toy.unet.state_dict(), trusted),
         [one for one in bank if one.text != SCENE],
@@ -190,9 +215,12 @@ def test_a_prompt_that_was_led_to_another_and_convicts_nobody_is_strange() -> No
 
 
 def test_beside_too_few_prompts_nothing_is_drawn(
-    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[Carrier]
+    toy: StableDiffusionPipeline,
+    trusted: dict[str, Tensor],
+    attacked: tuple[dict[str, Tensor], Estranged],
+    bank: list[Carrier],
 ) -> None:
-    redirect(toy, bank)
+    toy.unet.load_state_dict(attacked[0], strict=False)
     found = judged(toy, trusted, [one for one in bank if one.text == SCENE])
     assert found.judged is None
     assert found.cost.unet_forwards == 0
