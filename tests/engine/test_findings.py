@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from bench.zoo.paths import TOY
 from service.domain.report import Evidence
 from service.reports.pictures import arrange
 from worker.engine.conclusions import coverage
@@ -20,8 +21,12 @@ from worker.engine.findings import after_cleaning, finding
 from worker.engine.funnel import PLANS, Ranked, Search
 from worker.engine.probes.views import View
 from worker.engine.prompts import Carrier, carriers
+from worker.engine.report import Report
 from worker.engine.trials import Plan, Trials
-from worker.engine.types import Statistics, Trigger
+from worker.engine.types import EffectKind, Finding, ScanRequest, Severity, Statistics, Trigger
+
+if TYPE_CHECKING:
+    from worker.engine.checkpoint import Checkpoint
 
 SEED, PLAN = 5, Plan(prompts=3, noises=1, steps=4)
 
@@ -63,6 +68,13 @@ def test_coverage_counts_the_prompts_that_every_id_was_in() -> None:
     assert "each in 3 carrier prompts (2 with it at the start, 1 at the end)" in told.searched[0]
     assert any(f"{plan.glanced:,}" in line for line in told.searched)
     assert any("the other 1,000 candidates" in line for line in told.not_searched)
+
+
+def test_of_two_findings_the_summary_tells_the_critical_one() -> None:
+    kinds: list[tuple[Severity, EffectKind]] = [("high", "object"), ("critical", "prompt")]
+    found = [Finding("id", "rule", how, "unet", None, kind, f"is a {kind}", None) for how, kind in kinds]
+    report = Report(ScanRequest(TOY), cast("Checkpoint", None), "cpu", verdict="fail", findings=found)
+    assert report.summary() == "The model hides a trigger: it is a prompt. 1 more backdoor was found."
 
 
 @pytest.mark.parametrize("ran", [True, False])

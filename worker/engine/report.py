@@ -99,7 +99,7 @@ class Report:
         self.costs.add(stage, Cost(seconds=time.perf_counter() - began))
 
     def summary(self) -> str:
-        """The verdict in one sentence."""
+        """The verdict in one sentence: of several findings it tells the first critical one."""
         if self.verdict == "pass" and self.origin is not None and self.origin.trusts("text_encoder", "unet"):
             return (
                 "Text encoder and UNet are bit for bit those of the trusted base "
@@ -112,7 +112,7 @@ class Report:
         if self.verdict == "inconclusive":
             seen = "; ".join(self.unnamed)
             return f"The scan saw what it could not confirm as a trigger: {seen}."
-        first = self.findings[0]
+        first = next((one for one in self.findings if one.severity == "critical"), self.findings[0])
         named = f"“{visible(first.trigger.text)}”" if first.trigger else "it"
         more = len(self.findings) - 1
         others = f" {more} more {'backdoor was' if more == 1 else 'backdoors were'} found." if more else ""
