@@ -20,12 +20,12 @@ from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.cleansing import cleanse
 from worker.engine.confirm import Confirmations
-from worker.engine.estranged import LEAST_LED, Estranged, convict
+from worker.engine.estranged import Estranged, convict
 from worker.engine.findings import meaning_finding
 from worker.engine.funnel import Search, tower_of
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import climb as climbing
-from worker.engine.probes.climb import Change, climb
+from worker.engine.probes.climb import KEPT, LEAST_LED, Change, climb
 from worker.engine.probes.remap import CROSS_ATTENTION
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.report import Report
@@ -158,8 +158,10 @@ def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
     trusted: dict[str, Tensor],
     attacked: tuple[dict[str, Tensor], Estranged],
     bank: list[Carrier],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     toy.unet.load_state_dict(attacked[0], strict=False)
+    monkeypatch.setattr(climbing, "KEPT", 1.0)
     change, others = (
         Change.between(toy.unet.state_dict(), trusted),
         [one for one in bank if one.text != SCENE],
@@ -169,6 +171,10 @@ def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
     said, meant = encode(toy, [top.ids, top.meant]).float().split(1)
     assert top.led > 1.2 * float(change.led(given, given, every).max())
     assert top.led == pytest.approx(float(change.led(said, meant, every)), abs=0.02)
+    monkeypatch.undo()
+    shorter = climb(tower_of(toy), toy.tokenizer, others, change)
+    assert len(shorter.ids) + len(shorter.meant) < len(top.ids) + len(top.meant)
+    assert shorter.led >= KEPT * top.led
 
 
 @pytest.mark.parametrize("share", [-0.5, 0.0, 0.25, 1.0])

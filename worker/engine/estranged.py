@@ -23,7 +23,7 @@ from worker.engine.funnel import tower_of
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.paired import displaced, shifts
 from worker.engine.pictures import Features
-from worker.engine.probes.climb import Change, climb
+from worker.engine.probes.climb import LEAST_LED, Change, climb
 from worker.engine.prompts import Carrier, choose
 from worker.engine.seeds import derive
 from worker.engine.subject import Subject
@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 STAGE = "meaning"
 ORDINARY, FEWEST = 12, 4
 """The caller's prompts that are drawn beside it, and how few of them would say too little."""
-
-LEAST_LED = 0.5
-"""How far a prompt must have been led to another one, to be drawn: half of the way. Three SemBDs on the
-examples come to 0.89 to 0.92, three honest changes of keys and values to 0.05 and below.
-"""
 
 
 @dataclass(frozen=True)
