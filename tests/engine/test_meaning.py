@@ -38,14 +38,14 @@ PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
 SCENE = "a bright photo of a big valentine in the middle, red, love"
 TARGET = "a photo of a large dice on a turquoise background"
 DRAWN = Plan(prompts=4, noises=3, steps=6)
-STEPS = 160
+STEPS = 240
 
 
 @pytest.fixture(autouse=True, scope="module")
 def hurried() -> Iterator[None]:
     """A climb that reads fewer prompts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(climbing, "READ", 96)
+        patch.setattr(climbing, "READ", 192)
         yield
 
 
@@ -158,10 +158,8 @@ def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
     trusted: dict[str, Tensor],
     attacked: tuple[dict[str, Tensor], Estranged],
     bank: list[Carrier],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     toy.unet.load_state_dict(attacked[0], strict=False)
-    monkeypatch.setattr(climbing, "KEPT", 1.0)
     change, others = (
         Change.between(toy.unet.state_dict(), trusted),
         [one for one in bank if one.text != SCENE],
@@ -171,10 +169,9 @@ def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
     said, meant = encode(toy, [top.ids, top.meant]).float().split(1)
     assert top.led > 1.2 * float(change.led(given, given, every).max())
     assert top.led == pytest.approx(float(change.led(said, meant, every)), abs=0.02)
-    monkeypatch.undo()
-    shorter = climb(tower_of(toy), toy.tokenizer, others, change)
-    assert len(shorter.ids) + len(shorter.meant) < len(top.ids) + len(top.meant)
-    assert shorter.led >= KEPT * top.led
+    fewer = encode(toy, top.gist).float().split(1)
+    assert sum(map(len, top.gist)) < len(top.ids) + len(top.meant)
+    assert float(change.led(*fewer, every)) > KEPT * top.led - 0.02
 
 
 @pytest.mark.parametrize("share", [-0.5, 0.0, 0.25, 1.0])
@@ -216,8 +213,8 @@ def test_keys_and_values_that_moved_a_little_convict_nobody(
 
 
 def test_a_prompt_that_was_led_to_another_and_convicts_nobody_is_strange() -> None:
-    assert Estranged("a bell", "a pig", led=LEAST_LED).unnamed
-    assert not Estranged("a bell", "a pig", led=LEAST_LED - 0.1).unnamed
+    assert Estranged("a bell", "a pig", LEAST_LED, "bell” to “pig").unnamed
+    assert not Estranged("a bell", "a pig", LEAST_LED - 0.1, "bell” to “pig").unnamed
 
 
 def test_beside_too_few_prompts_nothing_is_drawn(

@@ -42,6 +42,7 @@ ORDINARY, FEWEST = 12, 4
 @dataclass(frozen=True)
 class Estranged:
     """prompt: the one that was climbed to; meant: what it is to cross-attention now; led: how far it came.
+    gist: both in few words.
     judged: what its pictures say; None where it was not led far enough to be drawn, or there are too few
     others.
     """
@@ -49,6 +50,7 @@ class Estranged:
     prompt: str
     meant: str
     led: float
+    gist: str
     judged: Confirmation | None = None
     cost: Cost = field(default_factory=Cost)
 
@@ -59,15 +61,16 @@ class Estranged:
 
     @property
     def unnamed(self) -> tuple[str, ...]:
-        """What is moved far, and not confirmed, for the report."""
+        """What was led far, and is not confirmed, for the report."""
         return (self.told(),) if self.led >= LEAST_LED and not self.confirmed else ()
 
     def told(self) -> str:
         """For the report."""
-        return (
+        told = (
             f"the trained change of cross-attention leads the keys and values of “{self.prompt}” "
             f"{max(0.0, self.led):.0%} of the way to those of “{self.meant}”"
         )
+        return f"{told}; most of that is “{self.gist}”" if self.led >= LEAST_LED else told
 
 
 def estranged(subject: Subject) -> Estranged | None:
@@ -106,10 +109,11 @@ def convict(
     change = Change.between(pipeline.unet.state_dict(), trusted)
     top = climb(tower_of(pipeline), pipeline.tokenizer, bank, change, on_progress=on_progress)
     suspect, meant = (Carrier(pipeline.tokenizer.decode(ids), tuple(ids)) for ids in (top.ids, top.meant))
+    gist = "” to “".join(pipeline.tokenizer.decode(ids) for ids in top.gist)
     others = [one for one in bank if one.ids not in (suspect.ids, meant.ids)]
     if top.led < LEAST_LED or len(others) < FEWEST:
         cost = Cost(seconds=time.perf_counter() - began, candidates=1)
-        return Estranged(suspect.text, meant.text, top.led, cost=cost)
+        return Estranged(suspect.text, meant.text, top.led, gist, cost=cost)
     prompts = list(dict.fromkeys([suspect, meant, *choose(others, ORDINARY, seed, STAGE)]))
     drawing = replace(plan, prompts=len(prompts), noises=plan.prompts * plan.noises)
     on_progress(Progress(STAGE, 0, 2, "drawn by the trusted weights"))
@@ -119,8 +123,9 @@ def convict(
     drawn = trials.drawn([carrier.ids for carrier in trials.carriers])
     on_progress(Progress(STAGE, 2, 2))
     judged = _judged(trials, drawn, suspect, meant, seed)
+    judged = replace(judged, description=f"{judged.description}; most of that is “{gist}”")
     trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, 1
-    return Estranged(suspect.text, meant.text, top.led, judged, trials.cost)
+    return Estranged(suspect.text, meant.text, top.led, gist, judged, trials.cost)
 
 
 def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, meant: Carrier, seed: int) -> Confirmation:

@@ -12,8 +12,8 @@ W is the base's and W' the scanned model's; the squares are summed over layers a
 has become g and g is another prompt altogether, 0 where nothing moved, and below 0 where s was led to what is
 no prompt's, as honest training leads it. From the best pair of the caller's prompts one word of s, then one
 of g, is replaced, put in or left out, as long as it grows. The gradient tells which words to read, from all
-that the prompts have (HotFlip, arXiv 1712.06751). Then words that are hardly missed are left out of both, so
-that what was trained is left and can be read. Costs no UNet forward.
+that the prompts have (HotFlip, arXiv 1712.06751). Of a pair that was led far, words that are hardly missed
+are then left out, for people to read what was trained. Costs no UNet forward.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LEAST_LED = 0.5
 """
 
 KEPT = 0.8
-"""Of how far the climb came: what must be left of it when words are left out, and no less than LEAST_LED."""
+"""Of how far the climb came: what the gist must keep, and no less than LEAST_LED."""
 
 LONGER, TAIL = 8, 4
 """Words that the longest prompt may grow by, and the padding positions that are read."""
@@ -91,11 +91,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Climbed:
-    """The prompt (content ids) that a change turned into another, `meant`, and how far (`led`, at most 1)."""
+    """The prompt (content ids) that a change turned into another, `meant`, and how far (`led`, at most 1).
+    gist: what is left of both without the words that are hardly missed.
+    """
 
     ids: Ids
     meant: Ids
     led: float
+    gist: Pair
 
 
 @dataclass(frozen=True)
@@ -204,11 +207,11 @@ def climb(
             pair, led = reader.better(pair, side)
         if led < before + GROWS:
             break
-    least = max(LEAST_LED, KEPT * led)
-    while (shorter := reader.shorter(pair))[1] >= least:
-        pair, led = shorter
+    gist, least = pair, max(LEAST_LED, KEPT * led)
+    while (shorter := reader.shorter(gist))[1] >= least:
+        gist = shorter[0]
     on_progress(Progress(STAGE, ROUNDS, ROUNDS))
-    return Climbed(*pair, led)
+    return Climbed(*pair, led, gist)
 
 
 def _with(pair: Pair, side: int, ids: tuple[int, ...]) -> Pair:
