@@ -134,8 +134,8 @@ of the attack but what the scan found, on held-out prompts; beside it the attack
 model as it came and as it was handed back. The second scan passes {passed.k} of {passed.n} cleaned models
 (95 % interval {passed.ci95[0]:.0%} to {passed.ci95[1]:.0%}). This tree's engine is {told["engine"]}.
 
-{_row(HEADINGS)}
-{_row(["---"] * len(HEADINGS))}
+{_joined(HEADINGS)}
+{_joined(["---"] * len(HEADINGS))}
 {table}"""
 
 
@@ -155,10 +155,10 @@ def _line(one: dict[str, Any]) -> str:
         f"{one['cost']['seconds']:.0f} ({one['machine']['threads']})",
         one["engine"],
     ]
-    return _row(cells)
+    return _joined(cells)
 
 
-def _row(cells: Sequence[str]) -> str:
+def _joined(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
