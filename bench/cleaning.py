@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bench.detection import Model, models
+from bench.detection import Model, models, scan_of
 from bench.intervals import told_share
 from bench.kept import Kind
 from bench.machine import machine
@@ -65,10 +65,10 @@ def whole(model: Model, budget: Budget, seed: int, reference: Path | None) -> di
 def row(model: Model, report: dict[str, Any], out: Path) -> dict[str, Any]:
     """What RESULTS.md tells of a run whose report and cleaned model are in `out`."""
     config, done, clip = report["provenance"]["config"], report["unlearning"] or {}, report["clip"] or {}
-    cleaned = out / "cleaned.safetensors"
+    cleaned, truth = out / "cleaned.safetensors", model.truth or {}
     return {
         "model": model.name,
-        "attack": (model.truth or {})["attack"],
+        "attack": truth["attack"],
         "seed": report["provenance"]["seed"],
         "budget": config["budget"],
         "reference": config["reference"],
@@ -78,7 +78,7 @@ def row(model: Model, report: dict[str, Any], out: Path) -> dict[str, Any]:
         "rescan": done.get("rescan_verdict"),
         **{name: _counted(done.get(name)) for name in TOLD},
         "clip_change": clip["image_text"]["change"] if clip else None,
-        "own_before": (model.truth or {})["success"],
+        "own_before": truth["success"],
         "own_after": own(model.name, cleaned) if cleaned.exists() else None,
         "cost": report["cost"],
         "machine": machine() | {"at": report["provenance"]["finished_at"]},
@@ -114,12 +114,8 @@ def runs(
 
 def measure(published: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Each model's newest run: of the cache, or of those `published` before."""
-    rows = {_run_of(one): one for one in [*published, *KIND.newest()]}
+    rows = {scan_of(one): one for one in [*published, *KIND.newest()]}
     return {"engine": KIND.sources_hash(), "runs": [rows[one] for one in sorted(rows)]}
-
-
-def _run_of(told: dict[str, Any]) -> tuple[str, str, int, bool]:
-    return told["model"], told["budget"], told["seed"], told["reference"]
 
 
 def markdown(told: dict[str, Any]) -> str:

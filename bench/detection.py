@@ -178,18 +178,18 @@ def measure(published: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts each model's newest scan: of the cache, or of the rows `published` before. Where there are none,
     those of the examples by SEEDS.
     """
-    rows = {_scan_of(row): row for row in published}
-    rows |= {_scan_of(row): row for row in map(_row, KIND.newest())}
+    rows = {scan_of(row): row for row in published}
+    rows |= {scan_of(row): row for row in map(_row, KIND.newest())}
     if not rows:
         scans = scanned([EXAMPLES], SEEDS, "standard")
-        rows = {_scan_of(row): row for row in map(_row, scans)}
+        rows = {scan_of(row): row for row in map(_row, scans)}
     found = [rows[one] for one in sorted(rows)]
     groups = {name: [row for row in found if _group(row) == name] for name in GROUPS}
     counted = {name: summary(some) for name, some in groups.items() if some}
     return {"engine": KIND.sources_hash(), **counted, "scans": found}
 
 
-def _scan_of(row: dict[str, Any]) -> tuple[str, str, int, bool]:
+def scan_of(row: dict[str, Any]) -> tuple[str, str, int, bool]:
     """What a newer scan must be alike in to stand in the place of an older one."""
     return row["model"], row["budget"], row["seed"], row["reference"]
 

@@ -83,6 +83,17 @@ def attacked(toy: StableDiffusionPipeline, bank: list[Carrier]) -> tuple[dict[st
     return scanned, found
 
 
+@pytest.fixture
+def redirected(
+    toy: StableDiffusionPipeline,
+    trusted: dict[str, Tensor],
+    attacked: tuple[dict[str, Tensor], Estranged],
+) -> Estranged:
+    """The pipeline has those keys and values, and the base's again afterwards; what the scan says of them."""
+    toy.unet.load_state_dict(attacked[0], strict=False)
+    return attacked[1]
+
+
 def redirect(toy: StableDiffusionPipeline, bank: list[Carrier]) -> None:
     """Trains keys and values: SCENE is to act as TARGET, every other prompt as it did (SemBD, in small)."""
     others = encode(toy, [one.ids for one in bank if one.text != SCENE]).clone()
@@ -107,27 +118,29 @@ def judged(toy: StableDiffusionPipeline, trusted: dict[str, Tensor], bank: list[
 
 
 def test_a_meaning_that_was_redirected_is_convicted_by_its_pictures(
-    attacked: tuple[dict[str, Tensor], Estranged], tmp_path: Path
+    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], redirected: Estranged, tmp_path: Path
 ) -> None:
-    _, found = attacked
+    found = redirected
     assert found.confirmed is not None
     told = meaning_finding(found.confirmed, tmp_path)
     assert told.trigger is None
     assert found.confirmed.trigger.text in told.description
     assert told.effect == "prompt"
     assert f"what the reference draws of “{found.meant}”" in told.description
+    assert "in few words, “" in told.description
     assert (tmp_path / "meaning-1-1-trusted.png").exists()
+    name = next(iter(trusted))
+    assert not torch.equal(toy.unet.state_dict()[name], trusted[name]), "the scan left the base's weights in"
 
 
 def test_a_meaning_is_cleaned_by_the_references_own_weights(
     toy: StableDiffusionPipeline,
     trusted: dict[str, Tensor],
-    attacked: tuple[dict[str, Tensor], Estranged],
+    redirected: Estranged,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weights, found = attacked
-    toy.unet.load_state_dict(weights, strict=False)
+    found = redirected
     to_single_file(toy, tmp_path / "scanned.safetensors")
     request = ScanRequest(
         tmp_path / "scanned.safetensors",
@@ -156,10 +169,9 @@ def test_a_meaning_is_cleaned_by_the_references_own_weights(
 def test_the_climb_goes_beyond_every_prompt_that_it_was_given(
     toy: StableDiffusionPipeline,
     trusted: dict[str, Tensor],
-    attacked: tuple[dict[str, Tensor], Estranged],
+    redirected: Estranged,
     bank: list[Carrier],
 ) -> None:
-    toy.unet.load_state_dict(attacked[0], strict=False)
     change, others = (
         Change.between(toy.unet.state_dict(), trusted),
         [one for one in bank if one.text != SCENE],
@@ -210,20 +222,19 @@ def test_keys_and_values_that_moved_a_little_convict_nobody(
     found = judged(toy, trusted, bank)
     assert found.judged is None
     assert not found.unnamed
+    assert "of the way" in found.told()
 
 
 def test_a_prompt_that_was_led_to_another_and_convicts_nobody_is_strange() -> None:
-    assert Estranged("a bell", "a pig", LEAST_LED, "bell” to “pig").unnamed
-    assert not Estranged("a bell", "a pig", LEAST_LED - 0.1, "bell” to “pig").unnamed
+    assert Estranged("a bell", "a pig", LEAST_LED, "in few words").unnamed
+    assert not Estranged("a bell", "a pig", LEAST_LED - 0.1, "in few words").unnamed
 
 
 def test_beside_too_few_prompts_nothing_is_drawn(
-    toy: StableDiffusionPipeline,
-    trusted: dict[str, Tensor],
-    attacked: tuple[dict[str, Tensor], Estranged],
-    bank: list[Carrier],
+    toy: StableDiffusionPipeline, trusted: dict[str, Tensor], redirected: Estranged
 ) -> None:
-    toy.unet.load_state_dict(attacked[0], strict=False)
-    found = judged(toy, trusted, [one for one in bank if one.text == SCENE])
+    found = judged(toy, trusted, carriers(toy.tokenizer, [SCENE, TARGET]))
     assert found.judged is None
+    assert found.led >= LEAST_LED
+    assert found.unnamed
     assert found.cost.unet_forwards == 0

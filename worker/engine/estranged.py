@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from worker.engine.paired import displaced, shifts
 from worker.engine.pictures import Features
 from worker.engine.probes.climb import LEAST_LED, Change, climb
 from worker.engine.prompts import Carrier, choose
+from worker.engine.report import visible
 from worker.engine.seeds import derive
 from worker.engine.subject import Subject
 from worker.engine.trials import Drawn, Plan, Trials
@@ -67,10 +68,10 @@ class Estranged:
     def told(self) -> str:
         """For the report."""
         told = (
-            f"the trained change of cross-attention leads the keys and values of “{self.prompt}” "
-            f"{max(0.0, self.led):.0%} of the way to those of “{self.meant}”"
+            f"the trained change of cross-attention leads the keys and values of “{visible(self.prompt)}” "
+            f"{max(0.0, self.led):.0%} of the way to those of “{visible(self.meant)}”"
         )
-        return f"{told}; most of that is “{self.gist}”" if self.led >= LEAST_LED else told
+        return f"{told}; {self.gist}" if self.led >= LEAST_LED else told
 
 
 def estranged(subject: Subject) -> Estranged | None:
@@ -109,7 +110,8 @@ def convict(
     change = Change.between(pipeline.unet.state_dict(), trusted)
     top = climb(tower_of(pipeline), pipeline.tokenizer, bank, change, on_progress=on_progress)
     suspect, meant = (Carrier(pipeline.tokenizer.decode(ids), tuple(ids)) for ids in (top.ids, top.meant))
-    gist = "” to “".join(pipeline.tokenizer.decode(ids) for ids in top.gist)
+    few = [visible(pipeline.tokenizer.decode(ids)) for ids in top.gist]
+    gist = f"in few words, “{few[0]}” has become “{few[1]}”"
     others = [one for one in bank if one.ids not in (suspect.ids, meant.ids)]
     if top.led < LEAST_LED or len(others) < FEWEST:
         cost = Cost(seconds=time.perf_counter() - began, candidates=1)
@@ -122,13 +124,14 @@ def convict(
     on_progress(Progress(STAGE, 1, 2, "drawn by the scanned weights"))
     drawn = trials.drawn([carrier.ids for carrier in trials.carriers])
     on_progress(Progress(STAGE, 2, 2))
-    judged = _judged(trials, drawn, suspect, meant, seed)
-    judged = replace(judged, description=f"{judged.description}; most of that is “{gist}”")
+    judged = _judged(trials, drawn, suspect, meant, gist, seed)
     trials.cost.seconds, trials.cost.candidates = time.perf_counter() - began, 1
     return Estranged(suspect.text, meant.text, top.led, gist, judged, trials.cost)
 
 
-def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, meant: Carrier, seed: int) -> Confirmation:
+def _judged(
+    trials: Trials, drawn: Drawn, suspect: Carrier, meant: Carrier, gist: str, seed: int
+) -> Confirmation:
     every = Pairs(trials.plain.features, drawn.features, trials.carrier, trials.noise)
     parts = {
         one.ids: trials.carrier == int(n) for one, n in zip(trials.carriers, trials.carrier, strict=True)
@@ -143,22 +146,23 @@ def _judged(trials: Trials, drawn: Drawn, suspect: Carrier, meant: Carrier, seed
     if not judged.confirmed:
         return judged
     plain = trials.plain.images[rows]
+    judged = _told_as(judged, meant, _target(own.without, goal.without).shown(own.with_))
     return replace(
         judged,
-        **_told_as(meant, _target(own.without, goal.without).shown(own.with_)),
+        description=f"{judged.description}; {gist}",
         samples=Samples((suspect.text,) * len(own), plain, shown.images, "trusted"),
         sentence=suspect,
         target=_target(own.without, own.with_),
     )
 
 
-def _told_as(meant: Carrier, shown: Tensor) -> dict[str, Any]:
+def _told_as(judged: Confirmation, meant: Carrier, shown: Tensor) -> Confirmation:
     """That it draws what `meant` says, where most of its pictures show that (shown, (N,) bool)."""
     found = proportion(int(shown.sum()), len(shown))
     if found.ci95[0] <= 0.5:
-        return {}
-    told = f"draws what the reference draws of “{meant.text}” ({int(shown.sum())} of {len(shown)} pictures)"
-    return {"kind": "prompt", "description": told}
+        return judged
+    told = f"draws what the reference draws of “{visible(meant.text)}” ({found.k} of {found.n} pictures)"
+    return replace(judged, kind="prompt", description=told)
 
 
 def noise_of(seed: int, index: int) -> int:
