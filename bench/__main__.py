@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    ablation,
     cleaning,
     closed_form,
     detection,
+    full_size,
+    growth,
     guards,
     plots,
     removal,
@@ -47,22 +50,17 @@ def _sd15() -> Iterator[Path]:
         yield path
 
 
-def _sketch() -> dict[str, Any]:
-    toy = sketch.toy(EXAMPLES / "toy", EXAMPLES / "prompts.txt")
-    with _sd15() as path:
-        sd15 = sketch.sd15(path)
-    recall = toy["recall_top50_in_200"]["value"]
-    return {"toy": toy, "sd15": sd15, "speedup_sd15": sd15["speedup"], "recall_top50_in_200": recall}
-
-
 def _handling() -> dict[str, Any]:
     with _sd15() as path:
         return {**shapes.measure(path)}
 
 
 PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "sketch": _sketch,
     "model_level": lambda: detection.measure(_results().get("model_level", {}).get("scans", [])),
+    "full_size": full_size.measure,
+    "sketch": lambda: sketch.measure(_results()),
+    "growth": growth.measure,
+    "ablation": lambda: ablation.measure(_results()["model_level"]["scans"]),
     "per_prompt": lambda: guards.measure(_results().get("per_prompt", {})),
     "text_encoder": text_encoder.measure,
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
@@ -136,27 +134,6 @@ def _machines(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
             yield name, told["machine"]
 
 
-def _sketch_text(told: Mapping[str, Any]) -> str:
-    toy, sd15 = told["toy"], told["sd15"]
-    recall = toy["recall_top50_in_200"]
-    low, high = recall["ci95"]
-    plain = 1 / (sd15["unet_forward_seconds"] + sd15["text_encoder_seconds"])
-    return f"""## The attention sketch beside the exact one-step probe
-
-| | toy | SD 1.5 shapes, random weights |
-|---|---|---|
-| sketch, candidates a second | {toy["sketch_per_second"]:.0f} | {1 / sd15["sketch_seconds"]:.2f} |
-| exact probe, candidates a second | {toy["exact_per_second"]:.0f} | {plain:.3f} |
-| speed-up | {toy["speedup"]:.1f}x | {sd15["speedup"]:.1f}x |
-
-Toy: {toy["candidates"]:,} random ids, two views, two timesteps, both ways in the same run; the sketch's time
-includes its {toy["sketch_unet_forwards"]} U of set-up. SD 1.5: one view, one timestep, {sd15["probes"]}
-probes.
-
-Of the exact probe's {sketch.TOP} largest effects, {recall["k"]} are among the sketch's first {sketch.WITHIN}
-(95 % interval {low:.0%} to {high:.0%}, seed {toy["seed"]})."""
-
-
 def _per_prompt_text(told: Mapping[str, Any]) -> str:
     sizes = told["ours"]["prompts"]
     return f"""## Per-prompt guards
@@ -193,8 +170,11 @@ def _costs(cost: Mapping[str, float]) -> str:
 
 
 _SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
-    "sketch": _sketch_text,
     "model_level": detection.markdown,
+    "ablation": ablation.markdown,
+    "sketch": sketch.markdown,
+    "full_size": full_size.markdown,
+    "growth": growth.markdown,
     "per_prompt": _per_prompt_text,
     "text_encoder": text_encoder.markdown,
     "closed_form": closed_form.markdown,

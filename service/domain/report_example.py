@@ -126,14 +126,6 @@ EXAMPLE: dict[str, Any] = {
             "ranks": {"<U+200B>": 1},
         },
         {
-            "name": "trajectory",
-            "unet_forwards": 4_608,
-            "seconds": 3.4,
-            "flops": 2.3e13,
-            "candidates": 96,
-            "ranks": {"<U+200B>": 1},
-        },
-        {
             "name": "confirm",
             "unet_forwards": 25_600,
             "seconds": 58.0,
@@ -147,8 +139,8 @@ EXAMPLE: dict[str, Any] = {
         {"name": "save", "seconds": 0.6},
     ],
     "cost": {
-        "unet_forwards": 102_732,
-        "seconds": 355.3,
+        "unet_forwards": 98_124,
+        "seconds": 351.9,
         "peak_rss_bytes": 1_532_661_760,
         "device": "cpu",
     },

@@ -46,7 +46,7 @@ def compare(left: Scan, right: Scan) -> Comparison:
     """Both scans, line by line. A scan without a report has no findings and no figures."""
     reports = [Report.model_validate(scan.report) if scan.report else None for scan in (left, right)]
     return Comparison(
-        findings=_rows(*(dict(_findings(report)) for report in reports)),
+        findings=_rows(*(_findings(report) for report in reports)),
         cleaning=_rows(*(dict(_cleaning(report)) for report in reports)),
         settings=_rows(*(_settings(scan) for scan in (left, right))),
         provenance=_rows(*(dict(_provenance(report)) for report in reports)),
@@ -57,16 +57,18 @@ def _rows(left: Facts, right: Facts) -> list[Row]:
     return [Row(key, left.get(key, NOTHING), right.get(key, NOTHING)) for key in {**left, **right}]
 
 
-def _findings(report: Report | None) -> Iterator[tuple[str, str]]:
-    """Findings are the same if rule and trigger are."""
+def _findings(report: Report | None) -> Facts:
+    """Findings are the same if rule and trigger are; those without a word, if the rule is."""
+    told: dict[str, list[str]] = {}
     for finding in report.findings if report else ():
-        yield f"{visible(finding.rule)}: {_named(finding.trigger)}", _found(finding)
+        told.setdefault(visible(finding.rule) + _named(finding.trigger), []).append(_found(finding))
+    return {key: " ".join(found) for key, found in told.items()}
 
 
 def _named(trigger: Trigger | None) -> str:
     if trigger is None:
-        return "no trigger"
-    return f"{spelled(trigger.text)}, ids {', '.join(map(str, trigger.token_ids)) or 'not given'}"
+        return ""
+    return f": {spelled(trigger.text)}, ids {', '.join(map(str, trigger.token_ids)) or 'not given'}"
 
 
 def _found(finding: Finding) -> str:

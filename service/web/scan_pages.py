@@ -28,8 +28,10 @@ STAGES = {
     "text": "text encoder, every token",
     "glance": "first look at the best",
     "onestep": "exact probe of the best",
-    "trajectory": "a few steps of drawing, the best of those",
     "confirm": "render and confirm",
+    "kin": "other words that do the same",
+    "orders": "the same words in another order",
+    "meaning": "prompts that have become others",
     "unlearn": "remove the trigger",
     "rescan": "scan again",
     "evaluate": "measure what is left",
@@ -37,7 +39,7 @@ STAGES = {
 }
 FETCH = {"fetch": "download the file"}
 _CLEANING = ("unlearn", "rescan", "evaluate", "save")
-_WITH_REFERENCE, _WITHOUT_REFERENCE = ("edits",), ("crushed",)
+_WITH_REFERENCE, _WITHOUT_REFERENCE = ("edits", "meaning"), ("crushed",)
 _OTHERS = 50
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)

@@ -13,7 +13,7 @@ from worker.engine.prompts import carriers
 from worker.engine.types import Statistics, Trigger
 
 FIRST, TWIN, OTHER = 1234, 1300, 1250
-PLAN = FunnelPlan(("start", "start"), (700, 300), 100, 24, 8, 2, glyphs=False)
+PLAN = FunnelPlan(("start", "start"), (700, 300), 100, 24, 2, glyphs=False)
 
 
 @pytest.fixture

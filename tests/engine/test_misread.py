@@ -61,7 +61,7 @@ def searched(
 ) -> Report:
     """The report of a small scan, whose candidates hold WORD and NEW."""
     some = [Trigger((i,), f"id {i}") for i in (*range(1000, 1060), WORD, NEW_ID)]
-    plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
+    plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: some)
     monkeypatch.setitem(funnel.PLANS, "quick", plan)
     monkeypatch.setattr(import_module("worker.engine.kin"), "FOLLOWED", 8)

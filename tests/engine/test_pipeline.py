@@ -20,9 +20,7 @@ from worker.engine.trials import Plan
 from worker.engine.types import Progress, ScanRequest, Trigger
 
 PLANTED = 1234
-SMALL = FunnelPlan(
-    ("start", "start"), (700, 300), 200, 48, 12, 3, False, Plan(prompts=6, steps=4, controls=20)
-)
+SMALL = FunnelPlan(("start", "start"), (700, 300), 200, 48, 3, False, Plan(prompts=6, steps=4, controls=20))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ def test_a_scan_writes_a_report_that_others_can_read(scanned: Path) -> None:
         "text",
         "glance",
         "onestep",
-        "trajectory",
+        "confirm",
     ]
     assert report.cost.unet_forwards == sum(stage.unet_forwards for stage in report.stages)
     for finding in report.findings:

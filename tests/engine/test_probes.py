@@ -95,7 +95,7 @@ def test_a_planted_trigger_leads_the_sketch_and_is_a_finalist(
     embedding[PLANTED] = 40 * embedding[PLANTED]
     some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
     monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
-    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
+    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 4, glyphs=False)
     stages: list[str] = []
 
     def note(progress: Progress) -> None:
@@ -104,7 +104,7 @@ def test_a_planted_trigger_leads_the_sketch_and_is_a_finalist(
     found = search(tiny_pipeline, carriers(tiny_pipeline.tokenizer, None), plan, seed=0, on_progress=note)
     planted = next(one for one in found.finalists if one.token_ids == (PLANTED,))
     assert found.stages["sketch"].rank(planted) == 1
-    assert list(dict.fromkeys(stages)) == ["sketch", "text", "glance", "onestep", "trajectory"]
+    assert list(dict.fromkeys(stages)) == ["sketch", "text", "glance", "onestep"]
 
 
 def test_what_is_set_aside_is_ranked_and_takes_no_place(
@@ -114,7 +114,7 @@ def test_what_is_set_aside_is_ranked_and_takes_no_place(
     tiny_pipeline.text_encoder.embeddings.token_embedding.weight[PLANTED] *= 40
     some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
     monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
-    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
+    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 4, glyphs=False)
     bank = carriers(tiny_pipeline.tokenizer, None)
     found = search(tiny_pipeline, bank, plan, seed=0, known=Known(aside=[(PLANTED,)]))
     assert found.stages["sketch"].order[0].token_ids == (PLANTED,)
@@ -130,7 +130,7 @@ def test_the_word_that_opened_the_poisoned_prompts_is_seen_in_the_weights(
     _poison(tiny_pipeline, PLANTED)
     some = [Trigger((i,), str(i)) for i in range(1000, 1400)]
     monkeypatch.setattr(funnel, "trigger_space", lambda pipeline, plan: some)
-    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 16, 4, glyphs=False)
+    plan = FunnelPlan(("start", "start"), (700, 300), 200, 48, 4, glyphs=False)
     bank, learnt = carriers(tiny_pipeline.tokenizer, None), compare(tiny_pipeline, base).learnt
     found = search(tiny_pipeline, bank, plan, seed=0, known=Known(learnt=learnt))
     scores = found.stages["sketch"].criteria["taught"]

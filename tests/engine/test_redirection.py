@@ -69,7 +69,7 @@ def words(edited: StableDiffusionPipeline) -> Lexicon:
 def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
     """A small search; an edit is read among `words`."""
     sketched = [Trigger((i,), str(i)) for i in range(1000, 1060)]
-    plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 6, 2, False, DRAWN)
+    plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: sketched)
     monkeypatch.setattr(triage, "encoded", lambda *_: words)
     monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=8)))

@@ -31,9 +31,7 @@ from worker.engine.trusted import Origin, read_base, trace
 from worker.engine.types import RequestError, ScanRequest, Statistics, Trigger
 
 LIMIT = 1 << 30
-SMALL = FunnelPlan(
-    ("start", "start"), (700, 300), 100, 24, 6, 2, False, Plan(prompts=6, steps=2, controls=20)
-)
+SMALL = FunnelPlan(("start", "start"), (700, 300), 100, 24, 2, False, Plan(prompts=6, steps=2, controls=20))
 
 
 def described(checkpoint: Path, out: Path) -> Path:

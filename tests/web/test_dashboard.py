@@ -107,7 +107,7 @@ def test_the_list_goes_on_without_gap_or_repeat(signed_in: tuple[TestClient, str
     assert "Older scans" not in second
 
 
-EVERY = ["load", "sketch", "text", "glance", "onestep", "trajectory", "confirm"]
+EVERY = ["load", "sketch", "text", "glance", "onestep", "confirm", "kin", "orders"]
 CLEANING = ["unlearn", "rescan", "evaluate", "save"]
 
 
@@ -115,7 +115,7 @@ CLEANING = ["unlearn", "rescan", "evaluate", "save"]
     ("options", "stages"),
     [
         ({}, ["load", "crushed", "redirection", *EVERY[1:], *CLEANING]),
-        ({"reference": "r1"}, ["load", "edits", "redirection", *EVERY[1:], *CLEANING]),
+        ({"reference": "r1"}, ["load", "edits", "redirection", *EVERY[1:], "meaning", *CLEANING]),
         ({"cleanse": False}, ["load", "crushed", "redirection", *EVERY[1:]]),
     ],
 )

@@ -10,9 +10,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.db import policies, tenants
+from service.db.models import Scan
 from service.db.session import Database
+from service.web.comparison import compare
 from service.web.session import COOKIE
-from tests.golden.reports import HOSTILE
+from tests.golden.reports import HOSTILE, executable
 from tests.web.conftest import SAME_SITE
 
 Submit = Callable[..., str]
@@ -64,6 +66,17 @@ def test_two_scans_stand_side_by_side(signed_in: SignedIn, submit: Submit) -> No
     assert "differs" in page
     assert "<script>" not in page
     assert "\u202e" not in page
+
+
+def test_every_finding_without_a_word_is_compared() -> None:
+    """Two of one rule share a line, and neither is told as a trigger that has no name."""
+    report = executable()
+    other = {**report["findings"][0], "id": "F2", "effect": {"kind": "unknown", "description": "Calls b."}}
+    report["findings"].append(other)
+    (row,) = compare(Scan(options={}, report=report), Scan(options={})).findings
+    assert row.label == "file.code-execution"
+    assert "Loading it calls posix.system." in row.left
+    assert "Calls b." in row.left
 
 
 @pytest.mark.parametrize("chosen", [0, 1, 3])

@@ -107,8 +107,7 @@ def coverage(
         f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
         f"{glanced:,} that look most anomalous to first order, seen exactly in one carrier prompt",
         f"the {plan.exact} most anomalous, measured exactly in {len(plan.positions)}",
-        f"the {plan.trajectories} best of them, followed through the sampler",
-        f"the {plan.confirmed} best of those, rendered and tested",
+        f"the {plan.confirmed} best of them, rendered and tested",
     ]
     if several:
         searched.insert(

@@ -3,8 +3,7 @@
     everything      text collapse, attention sketch, unexplained effect     0 U a candidate
     the best tenth  exact one-step probe, one carrier, one timestep         1 or 2 U
     of it the best  exact one-step probe, K carriers, T timesteps           K * T U
-    the best tenth  short guided trajectories                               2 * 8 * K U
-    the best quarter go to `confirm`, which alone decides
+    the best few go to `confirm`, which alone decides
 
 Every cut keeps the best under any of several criteria: a patch, a style and a hijacked prompt do not look
 alike, and no single statistic finds them all.
@@ -29,7 +28,6 @@ from worker.engine.probes.ranking import robust_z, shortlist
 from worker.engine.probes.sketch import Sketch, sketch
 from worker.engine.probes.taught import taught
 from worker.engine.probes.text import collapse, drift
-from worker.engine.probes.trajectory import trajectory
 from worker.engine.probes.unexplained import unexplained
 from worker.engine.probes.views import View, views
 from worker.engine.prompts import Carrier, Position, choose
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FunnelPlan:
-    """positions: one view each. glanced, exact, trajectories, confirmed: how many candidates each cut keeps.
+    """positions: one view each. glanced, exact, confirmed: how many candidates each cut keeps.
     unsketched: views that only the exact probes look at, for whom one more costs little.
 
     trials: how the last ones are drawn.
@@ -53,7 +51,6 @@ class FunnelPlan:
     timesteps: tuple[int, ...]
     glanced: int
     exact: int
-    trajectories: int
     confirmed: int
     glyphs: bool
     trials: Plan = field(default_factory=Plan)
@@ -66,16 +63,15 @@ class FunnelPlan:
 
 
 PLANS: dict[Budget, FunnelPlan] = {
-    "quick": FunnelPlan(("start", "start"), (700, 300), 4000, 256, 48, 12, False, Plan(controls=30)),
+    "quick": FunnelPlan(("start", "start"), (700, 300), 4000, 256, 12, False, Plan(controls=30)),
     "standard": FunnelPlan(
-        ("start", "start", "start", "end"), (700, 300), 12000, 768, 96, 24, True, unsketched=(2,)
+        ("start", "start", "start", "end"), (700, 300), 12000, 768, 24, True, unsketched=(2,)
     ),
     "deep": FunnelPlan(
         positions=("start",) * 4 + ("end",) * 3,
         timesteps=(800, 500, 200),
         glanced=60_000,
         exact=3072,
-        trajectories=256,
         confirmed=36,
         glyphs=True,
         trials=Plan(prompts=16, controls=60),
@@ -148,8 +144,7 @@ def search(
     found.costs.add("sketch", cost)
     kept, criteria = _sketched(pipeline, candidates, found, plan, seed, known, on_progress)
     kept = _glanced(pipeline, kept, criteria, found, plan, on_progress)
-    kept, criteria = _measured(pipeline, kept, found, plan, on_progress)
-    found.finalists = _followed(pipeline, kept, criteria, found, plan, seed, on_progress)
+    found.finalists = _measured(pipeline, kept, found, plan, on_progress)
     return found
 
 
@@ -238,31 +233,11 @@ def _measured(
     found: Search,
     plan: FunnelPlan,
     on_progress: OnProgress,
-) -> tuple[list[Trigger], dict[str, Tensor]]:
+) -> list[Trigger]:
+    """By what all views and timesteps see of the first step, and what they agree on."""
     effects, cost = onestep(pipeline, found.views, kept, on_progress=on_progress)
     found.costs.add("onestep", cost)
-    criteria = scores(effects, found.views)
-    chosen = _cut("onestep", kept, criteria, found, plan.trajectories)
-    return [kept[index] for index in chosen], {f"onestep {name}": z[chosen] for name, z in criteria.items()}
-
-
-def _followed(
-    pipeline: StableDiffusionPipeline,
-    kept: list[Trigger],
-    criteria: dict[str, Tensor],
-    found: Search,
-    plan: FunnelPlan,
-    seed: int,
-    on_progress: OnProgress,
-) -> list[Trigger]:
-    """By what a few steps of sampling make of them, or still by the first step: words that mean something
-    can end farther from the carrier's picture than a patch does, but do not begin so.
-    """
-    began = time.perf_counter()
-    effects, cost = trajectory(pipeline, found.views, kept, seed, on_progress=on_progress)
-    cost.seconds = time.perf_counter() - began
-    found.costs.add("trajectory", cost)
-    chosen = _cut("trajectory", kept, criteria | scores(effects, found.views), found, plan.confirmed)
+    chosen = _cut("onestep", kept, scores(effects, found.views), found, plan.confirmed)
     return [kept[index] for index in chosen]
 
 

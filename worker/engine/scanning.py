@@ -238,7 +238,8 @@ def follow(
     if not sketched:
         return confirmed
     with report.timed("kin"):
-        near, cost = kin(subject.pipeline, found, sketched, seed)
+        told = as_stage(subject.on_progress, "kin")
+        near, cost = kin(subject.pipeline, found, sketched, seed, on_progress=told)
     report.costs.add("kin", dataclasses.replace(cost, seconds=0.0))
     if not near:
         return confirmed

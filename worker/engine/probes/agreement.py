@@ -1,8 +1,7 @@
 """Scores for measured effects: what carriers agree on, in all and in the worst place.
 
-An effect is the difference that a candidate makes, (M,K,T,C,h,w): of noise predictions (`onestep`) or of
-latents at the end of a short trajectory (`trajectory`). Each view has its own noise and its own carrier, so
-the unbiased estimate of the energy that all views share,
+An effect is the difference that a candidate makes to the noise prediction, (M,K,T,C,h,w). Each view has its
+own noise and its own carrier, so the unbiased estimate of the energy that all views share,
 
     |E_k D|^2  ~  (|sum_k D_k|^2 - sum_k |D_k|^2) / (K (K - 1)),
 
