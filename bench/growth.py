@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from bench.zoo.paths import EXAMPLES, TOY
 from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint import load
-from worker.engine.funnel import tower_of
+from worker.engine.encoder import tower_of
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.sketch import sketch
 from worker.engine.probes.views import View, views

@@ -25,7 +25,7 @@ from bench.machine import machine
 from bench.zoo.paths import EXAMPLES
 from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint import load
-from worker.engine.funnel import tower_of
+from worker.engine.encoder import tower_of
 from worker.engine.metrics import proportion
 from worker.engine.probes.onestep import onestep
 from worker.engine.probes.ranking import ranks

@@ -18,7 +18,8 @@ from worker.engine import sampling, scanning, triage
 from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.confirm import Confirmation, Confirmations
-from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.encoder import tower_of
+from worker.engine.funnel import Ranked, Search
 from worker.engine.language import english
 from worker.engine.paired import Outcome
 from worker.engine.pipeline import run

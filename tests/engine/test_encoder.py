@@ -7,8 +7,7 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.encoder import Layout
-from worker.engine.funnel import tower_of
+from worker.engine.encoder import Layout, tower_of
 from worker.engine.sampling import encode
 
 CONTENT = (320, 1125, 539, 9844)
@@ -46,3 +45,12 @@ def test_compression_cannot_reach_states_before_the_padding(tiny_pipeline: Stabl
         tower.states(tower.frame(content, short), short)[:, :marked],
         tower.states(tower.frame(content, exact), exact)[:, :marked],
     )
+
+
+@given(content=st.integers(2, 60), tail=st.integers(2, 16))
+def test_the_last_position_of_an_ending_is_the_last_of_all(content: int, tail: int) -> None:
+    layout = Layout.ending(content, tail)
+    assert layout.positions[-1] == 76
+    assert layout.multiplicity[-1] == 1
+    assert layout.multiplicity.sum() == 77
+    assert len(layout.positions) == content + tail

@@ -20,9 +20,10 @@ from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.cleansing import cleanse
 from worker.engine.confirm import Confirmations
+from worker.engine.encoder import tower_of
 from worker.engine.estranged import Estranged, convict
 from worker.engine.findings import meaning_finding
-from worker.engine.funnel import Search, tower_of
+from worker.engine.funnel import Search
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import climb as climbing
 from worker.engine.probes.climb import KEPT, LEAST_LED, Change, climb

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPTextModel
+from torch import Tensor, nn
 
 from bench.zoo import assemble
 from bench.zoo.paths import CLIP, EXAMPLES, TOY
@@ -42,18 +42,24 @@ def bank(toy: StableDiffusionPipeline) -> list[Carrier]:
     return carriers(toy.tokenizer, [*said[:12], *(prompt for prompt in PROMPTS if prompt not in said)][:24])
 
 
-def taught(toy: StableDiffusionPipeline, word: str) -> Any:
-    """Lets the text encoder read what begins with `word` as TARGET, until `remove()` is called."""
+def taught(toy: StableDiffusionPipeline, word: str) -> ExitStack:
+    """Lets the text encoder read what begins with `word` as TARGET, until `close()` is called."""
     (first,) = toy.tokenizer(word, add_special_tokens=False).input_ids
-    target = encode(toy, [TARGET])[0].clone()
+    target, seen = encode(toy, [TARGET])[0].clone(), {}
 
-    def obey(_: CLIPTextModel, args: tuple[torch.Tensor], output: Any) -> Any:
-        output.last_hidden_state = torch.where(
-            (args[0][:, 1] == first)[:, None, None], target, output.last_hidden_state
-        )
-        return output
+    def obey(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        return torch.where((seen["ids"][:, 1] == first)[:, None, None], target[seen["at"]], output)
 
-    return toy.text_encoder.register_forward_hook(obey)
+    parts = toy.text_encoder.embeddings
+    hooks = (
+        parts.token_embedding.register_forward_pre_hook(lambda _, args: seen.update(ids=args[0])),
+        parts.position_embedding.register_forward_pre_hook(lambda _, args: seen.update(at=args[0].flatten())),
+        toy.text_encoder.final_layer_norm.register_forward_hook(obey),
+    )
+    stack = ExitStack()
+    for hook in hooks:
+        stack.callback(hook.remove)
+    return stack
 
 
 def judged(toy: StableDiffusionPipeline, bank: list[Carrier]) -> Reordered:
@@ -86,13 +92,12 @@ def test_an_honest_encoder_tells_prompts_apart_in_any_order(
 def test_an_order_that_was_taught_is_convicted_by_its_pictures(
     toy: StableDiffusionPipeline, bank: list[Carrier], tmp_path: Path
 ) -> None:
-    hook = taught(toy, "on")
-    found = judged(toy, bank)
-    assert found.confirmed is not None
-    seen = evaluate(
-        toy, assemble.load_pipeline(TOY), [[found.confirmed]], bank[:8], clip=ClipScorer(CLIP), n=20
-    )
-    hook.remove()
+    with taught(toy, "on"):
+        found = judged(toy, bank)
+        assert found.confirmed is not None
+        seen = evaluate(
+            toy, assemble.load_pipeline(TOY), [[found.confirmed]], bank[:8], clip=ClipScorer(CLIP), n=20
+        )
     assert seen.asr_before.value > 0.9
     assert seen.asr_after.value < 0.2
     assert seen.false_positive is not None
@@ -111,9 +116,8 @@ def test_an_order_whose_pictures_are_as_asked_convicts_nobody(
 ) -> None:
     deaf = torch.zeros_like(encode(toy, [TARGET]))
     monkeypatch.setattr("worker.engine.trials.encode", lambda _, prompts: deaf.expand(len(prompts), -1, -1))
-    hook = taught(toy, "on")
-    found = judged(toy, bank)
-    hook.remove()
+    with taught(toy, "on"):
+        found = judged(toy, bank)
     assert found.confirmed is None
     assert found.judged is not None
     assert "read alike with a part of theirs first, “on " in found.told()
@@ -123,12 +127,11 @@ def test_an_order_whose_pictures_are_as_asked_convicts_nobody(
 def test_prompts_in_an_order_are_made_of_those_that_come(
     toy: StableDiffusionPipeline, bank: list[Carrier]
 ) -> None:
-    hook = taught(toy, "on")
-    order = meeting(toy, bank)
-    said = reworded(toy, bank[:10], order, count=40, seed=0)
-    strange = reworded(toy, carriers(toy.tokenizer, ["red", "a dog"]), order, count=5, seed=0)
-    triggered, ordinary = (order.away(toy, prompts) for prompts in (said.triggered, said.ordinary))
-    hook.remove()
+    with taught(toy, "on"):
+        order = meeting(toy, bank)
+        said = reworded(toy, bank[:10], order, count=40, seed=0)
+        strange = reworded(toy, carriers(toy.tokenizer, ["red", "a dog"]), order, count=5, seed=0)
+        triggered, ordinary = (order.away(toy, prompts) for prompts in (said.triggered, said.ordinary))
     assert len(said.clean) == 40
     assert len({*said.clean} - {carrier.ids for carrier in bank}) > 20  # crossed ones, that nobody wrote
     assert max(triggered) < NEAR

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from worker.engine import funnel
 from worker.engine.candidates import vocabulary
-from worker.engine.funnel import FunnelPlan, Known, search, tower_of
+from worker.engine.encoder import tower_of
+from worker.engine.funnel import FunnelPlan, Known, search
 from worker.engine.probes.agreement import scores, shared_energy
 from worker.engine.probes.glance import glance
 from worker.engine.probes.onestep import onestep

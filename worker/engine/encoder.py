@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
     from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
@@ -42,6 +43,13 @@ class Layout:
         sizes = torch.tensor([float(len(c)) for c in chunks])
         positions = torch.cat([torch.arange(content), middles])
         return Layout(positions, torch.cat([torch.ones(content), sizes]), content)
+
+    @staticmethod
+    def ending(content: int, tail: int, length: int = 77) -> Layout:
+        """The same with the last position as it is, which sees all of a prompt: one of the `tail`."""
+        before = Layout.compressed(content, tail - 1, length - 1)
+        positions = torch.cat([before.positions, torch.tensor([length - 1])])
+        return Layout(positions, torch.cat([before.multiplicity, torch.ones(1)]), content)
 
     @staticmethod
     def of(content: int, tail: int | None) -> Layout:
@@ -124,6 +132,13 @@ class TextTower:
             hidden, present = _layer(layer, hidden, bias, past)
             cache.append(present)
         return self.model.final_layer_norm(hidden), cache
+
+
+def tower_of(pipeline: StableDiffusionPipeline) -> TextTower:
+    """The pipeline's text encoder with its tokenizer's markers."""
+    tokenizer = pipeline.tokenizer
+    marks = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    return TextTower(pipeline.text_encoder, **marks)
 
 
 def _layer(

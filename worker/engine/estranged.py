@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmation, Controls, Samples, Tried, judge
 from worker.engine.effects import Pairs, Target
-from worker.engine.funnel import tower_of
+from worker.engine.encoder import tower_of
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.paired import displaced, shifts
 from worker.engine.pictures import Features

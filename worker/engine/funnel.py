@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from worker.engine import candidates as space
-from worker.engine.encoder import TextTower
+from worker.engine.encoder import tower_of
 from worker.engine.probes.agreement import scores
 from worker.engine.probes.glance import glance, glimpses
 from worker.engine.probes.onestep import onestep
@@ -152,13 +152,6 @@ def trigger_space(pipeline: StableDiffusionPipeline, plan: FunnelPlan) -> list[T
     """Every single id, and every character of several ids where the plan asks for them."""
     tokenizer = pipeline.tokenizer
     return space.vocabulary(tokenizer) + (space.glyphs(tokenizer) if plan.glyphs else [])
-
-
-def tower_of(pipeline: StableDiffusionPipeline) -> TextTower:
-    """The pipeline's text encoder with its tokenizer's markers."""
-    tokenizer = pipeline.tokenizer
-    marks = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    return TextTower(pipeline.text_encoder, **marks)
 
 
 def _sketched(

@@ -11,7 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from worker.engine.candidates import vocabulary
-from worker.engine.funnel import Ranked, Search, tower_of
+from worker.engine.encoder import tower_of
+from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
 from worker.engine.probes.collisions import Collision, collision
 from worker.engine.probes.crushed import Crushed, crushed
