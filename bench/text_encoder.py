@@ -39,7 +39,7 @@ from worker.engine.confirm import LEAST_COLLAPSE
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.probes.text import spread
 from worker.engine.probes.views import View
-from worker.engine.prompts import Carrier, carriers, choose
+from worker.engine.prompts import Carrier, Position, carriers, choose
 from worker.engine.sampling import content_ids, encode, render
 from worker.engine.types import Proportion, Trigger
 from worker.engine.witness import Witness
@@ -69,9 +69,11 @@ KIND = Kind(
 )
 STEPS = 300
 SHORT = ("cat", "car")
-"""Whole vocabulary: beside one word each, since two states are enough to see them fall together."""
+"""Whole vocabulary: behind one word each, which is encoded once for all. Two states are enough to see them
+fall together.
+"""
 
-KEPT, LONG = 500, 16
+KEPT, LONG = 200, 16
 """Candidates that are looked at again, beside so many carrier prompts."""
 
 BATCH_OF_PICTURES, DENOISING = 64, 20
@@ -101,14 +103,15 @@ class Reader:
         tokenizer, self.trusted = pipeline.tokenizer, Witness(clip.model.text_model, pipeline)
         bank = carriers(tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
         words = [Carrier(word, tuple(content_ids(tokenizer, word))) for word in SHORT]
-        self.short, self.long = _views(words), _views(choose(bank, LONG, seed, "text encoder"))
+        self.short = _views(words, "end")
+        self.long = _views(choose(bank, LONG, seed, "text encoder"), "start")
         self.space = candidates.vocabulary(tokenizer) + candidates.glyphs(tokenizer)
         began = time.perf_counter()
         self.expected = spread(self.trusted.eos(self.short, self.space))
         self.seconds = time.perf_counter() - began
 
     def read(self, pipeline: StableDiffusionPipeline) -> Reading:
-        """Whole vocabulary beside the short carriers, then the best beside the long ones."""
+        """Whole vocabulary behind the short carriers, then the best in front of the long ones."""
         began, scanned = time.perf_counter(), Witness(pipeline.text_encoder, pipeline)
         first = self.expected - spread(scanned.eos(self.short, self.space))
         kept = [self.space[index] for index in first.topk(KEPT).indices.tolist()]
@@ -202,9 +205,9 @@ def _ends(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor:
     return states[torch.arange(len(ids)), (ids == END).int().argmax(1)]
 
 
-def _views(some: Sequence[Carrier]) -> list[View]:
+def _views(some: Sequence[Carrier], position: Position) -> list[View]:
     """Views for the eyes of a text encoder: without latents."""
-    return [View(carrier, "start", (), torch.empty(0)) for carrier in some]
+    return [View(carrier, position, (), torch.empty(0)) for carrier in some]
 
 
 def _batch_seconds(pipeline: StableDiffusionPipeline) -> float:
