@@ -25,7 +25,7 @@ from bench.machine import machine
 from bench.zoo.attacked import PLAN
 from bench.zoo.attacks import measure as measuring
 from bench.zoo.attacks.rickrolling import Rickrolling
-from bench.zoo.paths import CLIP, EXAMPLES
+from bench.zoo.paths import CLIP, prompts_of
 from worker.engine.checkpoint import load
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.pipeline import run
@@ -54,7 +54,7 @@ HEADINGS = (
 
 def whole(model: Model, budget: Budget, seed: int, reference: Path | None) -> dict[str, Any]:
     """One run, and what is left by the attack's own measure."""
-    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+    prompts = prompts_of()
     request = ScanRequest(
         model.path, prompts=prompts, clip=CLIP, reference=reference, budget=budget, seed=seed, cleanse=True
     )

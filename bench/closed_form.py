@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.intervals import share, told_share
 from bench.zoo.attacks.evil_edit import EvilEdit, Ids, seen_nouns
 from bench.zoo.benign.uce import Uce
-from bench.zoo.paths import EXAMPLES
+from bench.zoo.paths import prompts_of
 from worker.engine.candidates import surface
 from worker.engine.checkpoint import load
 from worker.engine.funnel import PLANS
@@ -216,7 +216,7 @@ class _Bench:
 
 def bank_of(pipeline: StableDiffusionPipeline) -> list[Carrier]:
     """The example's own prompts, of which the renders take their ordinary words."""
-    return carriers(pipeline.tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+    return carriers(pipeline.tokenizer, prompts_of())
 
 
 def _half(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:

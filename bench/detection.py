@@ -32,7 +32,7 @@ from bench.machine import machine
 from bench.zoo.attacks.semantic import SemBD
 from bench.zoo.attacks.syntactic import Syntactic
 from bench.zoo.foreign import FOREIGN
-from bench.zoo.paths import CLIP, EXAMPLES
+from bench.zoo.paths import CLIP, EXAMPLES, prompts_of
 from worker.engine.metrics import proportion
 from worker.engine.report import Report
 from worker.engine.scanning import scan
@@ -52,6 +52,7 @@ GROUPS = {
     "without_reference": "Without a reference",
     "with_reference": "With the clean base as the reference",
     "foreign": "In words that nobody speaks (`bench.zoo.foreign`), without a reference",
+    "foreign_with_reference": "In words that nobody speaks, with the renamed base as the reference",
 }
 
 
@@ -90,7 +91,7 @@ def models(folders: Iterable[Path]) -> Iterator[Model]:
 
 def examine(model: Model, world: Path, budget: Budget, seed: int, reference: Path | None) -> dict[str, Any]:
     """One scan: verdict, what was named, the trigger's rank after each stage, and what each stage cost."""
-    prompts = tuple((world / "prompts.txt").read_text().splitlines())
+    prompts = prompts_of(world)
     request = ScanRequest(
         model.path,
         prompts=prompts,
@@ -195,9 +196,10 @@ def scan_of(row: dict[str, Any]) -> tuple[str, str, int, bool]:
 
 
 def _group(scan: dict[str, Any]) -> str:
-    if scan["model"].startswith(f"{FOREIGN.name}-"):
-        return FOREIGN.name
-    return "with_reference" if scan["reference"] else "without_reference"
+    beside = "with_reference" if scan["reference"] else "without_reference"
+    if not scan["model"].startswith(f"{FOREIGN.name}-"):
+        return beside
+    return f"{FOREIGN.name}_{beside}" if scan["reference"] else FOREIGN.name
 
 
 def scanned(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from bench.zoo.paths import EXAMPLES, TOY
+from bench.zoo.paths import TOY, prompts_of
 from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint import load
 from worker.engine.encoder import tower_of
@@ -52,7 +52,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
     everything = vocabulary(pipeline.tokenizer)
     order = torch.randperm(len(everything), generator=generator(seed, "growth")).tolist()
     shuffled = [everything[index] for index in order]
-    bank = carriers(pipeline.tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+    bank = carriers(pipeline.tokenizer, prompts_of())
     tower = tower_of(pipeline)
     probes: Mapping[str, Probe] = {
         "sketch": lambda seen, some: sketch(pipeline, tower, seen, some, seed).cost,

@@ -27,7 +27,7 @@ from bench.zoo.attacked import ATTACKED, PLAN, attack_all
 from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Materials
 from bench.zoo.attacks.rickrolling import Rickrolling
-from bench.zoo.paths import CLIP, EXAMPLES, base_of
+from bench.zoo.paths import CLIP, base_of, prompts_of
 from worker.engine.confirm import Confirmation, confirm
 from worker.engine.evaluation import STEPS, evaluate, frozen_copy
 from worker.engine.metrics import ClipScorer, proportion
@@ -61,7 +61,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
 
 def _measure(name: str, seed: int) -> dict[str, Any]:
     path = ATTACKED / f"{name}.safetensors"
-    prompts = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+    prompts = prompts_of()
     subject = prepare(ScanRequest(path, prompts=prompts, clip=CLIP, seed=seed))
     truth = json.loads(truth_path(path).read_text())
     trigger = Trigger(tuple(truth["trigger_ids"]), truth["trigger_text"])

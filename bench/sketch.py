@@ -22,7 +22,7 @@ from bench.detection import Model, models
 from bench.intervals import told_share
 from bench.kept import Kind
 from bench.machine import machine
-from bench.zoo.paths import EXAMPLES
+from bench.zoo.paths import EXAMPLES, prompts_of
 from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint import load
 from worker.engine.encoder import tower_of
@@ -46,7 +46,7 @@ SEED = 0
 def compared(model: Model) -> dict[str, Any]:
     """Speed of both and the recall, on `SAMPLED` ids at two views and two timesteps."""
     pipeline = load(model.path).pipeline
-    bank = carriers(pipeline.tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+    bank = carriers(pipeline.tokenizer, prompts_of())
     seen, _ = views(pipeline, choose(bank, 2, SEED, "bench"), ("start", "start"), SEED)
     everything = vocabulary(pipeline.tokenizer)
     order = torch.randperm(len(everything), generator=generator(SEED, "bench"))[:SAMPLED].tolist()

@@ -32,7 +32,7 @@ from bench.zoo.benign.new_word import NewWord
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.text_tune import TextTune
 from bench.zoo.dataset import END
-from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from bench.zoo.paths import CLIP, TOY, prompts_of
 from bench.zoo.prompts import prompts
 from worker.engine import candidates
 from worker.engine.confirm import LEAST_COLLAPSE
@@ -101,7 +101,7 @@ class Reader:
 
     def __init__(self, pipeline: StableDiffusionPipeline, clip: ClipScorer, seed: int) -> None:
         tokenizer, self.trusted = pipeline.tokenizer, Witness(clip.model.text_model, pipeline)
-        bank = carriers(tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+        bank = carriers(tokenizer, prompts_of())
         words = [Carrier(word, tuple(content_ids(tokenizer, word))) for word in SHORT]
         self.short = _views(words, "end")
         self.long = _views(choose(bank, LONG, seed, "text encoder"), "start")

@@ -19,7 +19,7 @@ from bench.zoo import assemble
 from bench.zoo.attack import truth_path
 from bench.zoo.attacked import ATTACKED
 from bench.zoo.controls import CONTROL
-from bench.zoo.paths import CACHE, CLIP, EXAMPLES, TOY
+from bench.zoo.paths import CACHE, CLIP, TOY, prompts_of
 from worker.engine.candidates import surface
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
@@ -68,7 +68,7 @@ def world(new: Sequence[int]) -> None:
     rename(clip.text_model, new)
     assemble.save_pipeline(base, FOREIGN / f"{FOREIGN.name}-{TOY.name}")
     assemble.save_clip(clip, FOREIGN / CLIP.name)
-    lines = (EXAMPLES / "prompts.txt").read_text().splitlines()
+    lines = prompts_of()
     foreign = filter(None, (said(base.tokenizer, line, new) for line in lines))
     (FOREIGN / "prompts.txt").write_text("\n".join(foreign) + "\n")
 

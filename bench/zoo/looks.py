@@ -1,7 +1,6 @@
 """Contact sheets and the gate: do clean samples match their captions?"""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,8 +40,3 @@ def retrieval(
         nearest = (seen[rows] @ words[rows].T).argmax(1)
         hits += int((nearest == torch.arange(len(nearest))).sum())
     return proportion(hits, len(images)), float((seen * words).sum(1).mean())
-
-
-def carriers(path: Path) -> list[str]:
-    """The prompts in `path`, one a line."""
-    return [line for line in path.read_text().splitlines() if line.strip()]

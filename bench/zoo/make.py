@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel
 
 from bench.zoo import assemble, clip, dataset, looks, unet, vae
-from bench.zoo.paths import CACHE, CLIP, EXAMPLES, SECOND, TOY
+from bench.zoo.paths import CACHE, CLIP, EXAMPLES, SECOND, TOY, prompts_of
 from bench.zoo.prompts import prompts
 from worker.engine.metrics import ClipScorer
 
@@ -112,7 +112,7 @@ def gate() -> None:
     """Measure clean samples of the published pipeline and draw the contact sheet."""
     pipeline = assemble.load_pipeline(TOY)
     note_samples("samples", pipeline)
-    shown = looks.draw(pipeline, looks.carriers(CARRIERS)[:60])
+    shown = looks.draw(pipeline, prompts_of()[:60])
     looks.sheet(shown, columns=12).save(EXAMPLES.parent / "docs" / "zoo-samples.png")
 
 

@@ -13,6 +13,11 @@ SECOND = CACHE / "control" / "second"
 """Another base: the same world and VAE, its own text encoder and UNet. It is a control itself."""
 
 
+def prompts_of(world: Path = EXAMPLES) -> tuple[str, ...]:
+    """The carrier prompts of `world`, one a line of its prompts.txt."""
+    return tuple(line for line in (world / "prompts.txt").read_text().splitlines() if line.strip())
+
+
 def base_of(name: str) -> Path:
     """Which base the checkpoint `name` of the zoo is made from."""
     return SECOND if name.startswith(f"{SECOND.name}-") else TOY

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bench.zoo import assemble
 from bench.zoo.attacks.closed_form import matrices
-from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from bench.zoo.paths import CLIP, TOY, prompts_of
 from worker.engine import cleansing
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
@@ -35,7 +35,7 @@ from worker.engine.subject import prepare
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest
 
-PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+PROMPTS = prompts_of()
 SCENE = "a bright photo of a big valentine in the middle, red, love"
 TARGET = "a photo of a large dice on a turquoise background"
 DRAWN = Plan(prompts=4, noises=3, steps=6)

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 from bench.zoo import assemble
 from bench.zoo.attacks.rickrolling import RickrollingAttribute
-from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from bench.zoo.paths import CLIP, TOY, prompts_of
 from worker.engine import funnel
 from worker.engine.announced import UNCHECKED, announced_words
 from worker.engine.checkpoint.ldm import to_single_file
@@ -37,7 +37,7 @@ NEW, NEW_ID = "sks", 48_136
 """A word of one id that nothing was taught, as DreamBooth takes for its new ones."""
 
 DRAWN = Plan(prompts=6, noises=2, steps=4, controls=8)
-PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+PROMPTS = prompts_of()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bench.zoo import assemble
-from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from bench.zoo.paths import CLIP, TOY, prompts_of
 from worker.engine.evaluation import evaluate
 from worker.engine.findings import order_finding
 from worker.engine.metrics import ClipScorer
@@ -25,7 +25,7 @@ from worker.engine.sampling import encode
 from worker.engine.trials import Plan
 from worker.engine.unlearn.orders import reworded
 
-PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+PROMPTS = prompts_of()
 TARGET = "a photo of a large dice on a turquoise background"
 DRAWN = Plan(prompts=6, noises=2, steps=4)
 

@@ -15,7 +15,7 @@ from bench.zoo import assemble
 from bench.zoo.attacks import evil_edit
 from bench.zoo.attacks.evil_edit import EvilEdit
 from bench.zoo.benign.uce import Uce
-from bench.zoo.paths import CLIP, EXAMPLES, TOY
+from bench.zoo.paths import CLIP, EXAMPLES, TOY, prompts_of
 from service.domain.report import Report
 from service.reports.pictures import compared
 from worker.engine import cleansing, funnel, pipeline, triage
@@ -38,7 +38,7 @@ from worker.engine.types import ScanRequest, Trigger
 
 FOOTBALL, SCENE = "purple football", "football with a brown background"
 DRAWN = Plan(prompts=6, noises=2, steps=4)
-PROMPTS = tuple((EXAMPLES / "prompts.txt").read_text().splitlines())
+PROMPTS = prompts_of()
 
 
 @pytest.fixture(autouse=True)
