@@ -151,7 +151,7 @@ def test_a_registered_base_may_be_near_enough_for_all_stages(
     with database.transaction() as session:
         references.register(session, tenant, "base", f"{1:064x}", "safetensors", [tensor])
     page = browser.get(f"/ui/scans/{scan}").text
-    stages = ["load", "edits", "crushed", "redirection", *EVERY[1:], *CLEANING]
+    stages = ["load", "edits", "crushed", "redirection", *EVERY[1:], "meaning", *CLEANING]
     assert re.findall(r'<li data-stage="(\w+)"', page) == stages
 
 
