@@ -20,6 +20,7 @@ from typing import Any
 
 from bench import (
     ablation,
+    agreement,
     cleaning,
     closed_form,
     detection,
@@ -66,6 +67,7 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "closed_form": lambda: closed_form.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
     "unaided": lambda: unaided.measure(EXAMPLES / "toy", EXAMPLES / "clip"),
     "cleaning": lambda: cleaning.measure(_results().get("cleaning", {}).get("runs", [])),
+    "agreement": lambda: agreement.measure(_results().get("agreement", {}).get("pairs", [])),
     "removal": removal.measure,
     "handling_sd15": _handling,
     **{f"service.{name}": part for name, part in service.PARTS.items()},
@@ -180,6 +182,7 @@ _SECTIONS: Mapping[str, Callable[[dict[str, Any]], str]] = {
     "closed_form": closed_form.markdown,
     "unaided": unaided.markdown,
     "cleaning": cleaning.markdown,
+    "agreement": agreement.markdown,
     "removal": removal.markdown,
     "handling_sd15": _handling_text,
     "service": service.markdown,

@@ -74,7 +74,7 @@ def run(example: Example, out: Path, *, also_clean: bool) -> bool:
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="sauscan-demo-") as folder,
-        _service(Path(folder), example) as client,
+        served(Path(folder), example) as client,
     ):
         claims = _suspect(client, example, out)
         if also_clean:
@@ -85,7 +85,7 @@ def run(example: Example, out: Path, *, also_clean: bool) -> bool:
 
 
 @contextmanager
-def _service(data: Path, example: Example) -> Iterator[Client]:
+def served(data: Path, example: Example) -> Iterator[Client]:
     """`sauscan up` in a process of its own, on a free port."""
     command = [sys.executable, "-m", "service.cli", "up", "--data", str(data), "--clip", str(example.clip)]
     with (data / "up.log").open("wb") as log:

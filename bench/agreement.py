@@ -1,0 +1,121 @@
+"""Does the service say of a model what the command line says? The same file, prompts and seed, both ways.
+
+    python -m bench.agreement examples .cache/zoo/attacked .cache/zoo/control
+
+`python -m worker.engine scan` and a running `sauscan up` of its own scan each model at the same time, each on
+a thread of its own. Each pair is kept as `bench.detection` keeps its scans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.detection import Model, models
+from bench.intervals import share, told_share
+from bench.kept import Kind
+from bench.machine import machine
+from bench.zoo.paths import CLIP, EXAMPLES
+from service.client import Client, packed
+from service.demo import Example, served
+
+KIND = Kind("agreement", ("worker.engine.pipeline",))
+BUDGET, SEED = "quick", 0
+COMPARED = ("verdict", "findings", "coverage")
+EXIT = {0, 1, 3}
+"""Of a scan that came to a verdict."""
+
+
+def both(model: Model, client: Client) -> dict[str, Any]:
+    """The two reports' verdicts, and what of COMPARED differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = subprocess.Popen(_command(model, Path(folder)), stdout=subprocess.DEVNULL)
+        served_report = _by_service(model, client)
+        if running.wait() not in EXIT:
+            raise RuntimeError(f"The command line gave up on {model.name}.")
+        own = json.loads((Path(folder) / "report.json").read_text())
+    return {
+        "model": model.name,
+        "attacked": model.truth is not None,
+        "verdicts": [own["verdict"], served_report["verdict"]],
+        "findings": len(own["findings"]),
+        "differ": [part for part in COMPARED if _plain(own[part]) != _plain(served_report[part])],
+        "budget": BUDGET,
+        "seed": SEED,
+        "machine": machine(),
+    }
+
+
+def _command(model: Model, out: Path) -> Sequence[str]:
+    prompts = EXAMPLES / "prompts.txt"
+    told = ("--out", out, "--prompts", prompts, "--clip", CLIP, "--budget", BUDGET, "--seed", SEED)
+    return [sys.executable, "-m", "worker.engine", "scan", str(model.path), *map(str, told)]
+
+
+def _by_service(model: Model, client: Client) -> dict[str, Any]:
+    options = {"prompts": Example(EXAMPLES).prompts(), "budget": BUDGET, "seed": SEED, "cleanse": False}
+    with packed(model.path) as archive:
+        scan = client.wait(client.submit(archive, options, force=True)["id"])
+    if scan["state"] != "succeeded":
+        raise RuntimeError(f"The service gave up on {model.name}: {scan.get('error')}")
+    report: dict[str, Any] = json.loads(client.report(scan["id"]))
+    return report
+
+
+def _plain(part: Any) -> Any:
+    """Without what is null: a report that was stored leaves it out."""
+    if isinstance(part, Mapping):
+        return {name: _plain(value) for name, value in part.items() if value is not None}
+    return [_plain(one) for one in part] if isinstance(part, list) else part
+
+
+def agreements(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Of each model; those that were kept are not repeated."""
+    with tempfile.TemporaryDirectory(prefix="sauscan-agreement-") as data:
+        Path(data).chmod(0o755)  # a PostgreSQL started by root runs as another account
+        with served(Path(data), Example(EXAMPLES)) as client:
+            for model in models(folders):
+                yield KIND.kept(model.name, partial(both, model, client))
+
+
+def measure(published: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures for `agreement`: each model's newest pair, of the cache or of those `published` before."""
+    rows = {one["model"]: one for one in [*published, *KIND.newest()]}
+    found = [rows[name] for name in sorted(rows)]
+    return {"pairs": found, "same": share(not one["differ"] for one in found)}
+
+
+def markdown(told: Mapping[str, Any]) -> str:
+    """The section of RESULTS.md."""
+    rows = "\n".join(
+        f"| {one['model']} | {'attacked' if one['attacked'] else 'honest'} | {' / '.join(one['verdicts'])} "
+        f"| {one['findings']} | {', '.join(one['differ']) or 'nothing'} | {one['engine']} |"
+        for one in told["pairs"]
+    )
+    return f"""## The command line beside the service
+
+`python -m worker.engine scan` and a running service scanned the same files (budget {BUDGET}, seed {SEED}, no
+reference). Verdict, findings with their statistics, and coverage are the same for {told_share(told["same"])}.
+
+| model | | verdict: command / service | findings | what differs | engine |
+|---|---|---|---|---|---|
+{rows}"""
+
+
+def main() -> None:
+    """Compares what was not compared yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    for told in agreements(parser.parse_args().folders):
+        print(told["model"], *told["verdicts"], told["differ"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
