@@ -36,7 +36,7 @@ def measure(scans: Scans) -> dict[str, Any]:
         name: [scan for scan in scans if scan["reference"] == (name == "with_reference")] for name in SIDES
     }
     return {
-        "cuts": {cut: _ending_at(cut, met) for cut in CUTS},
+        "cuts": {cut: _ending_at(cut, met) for cut in CUTS if any(cut in scan["ranks"] for scan in met)},
         "readings": {name: _readings(some) for name, some in sides.items()},
     }
 

@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.full_size import TwoTowers
 from worker.engine.encoder import Layout, tower_of
 from worker.engine.sampling import encode
 
@@ -26,6 +27,16 @@ def test_a_shared_prefix_changes_nothing(tiny_pipeline: StableDiffusionPipeline)
     torch.testing.assert_close(
         tower.states(framed, layout, prefix), tower.states(framed, layout)[:, 1:], atol=1e-5, rtol=1e-4
     )
+
+
+def test_two_towers_are_read_beside_each_other(tiny_pipeline: StableDiffusionPipeline) -> None:
+    """As SDXL's are, behind a shared prefix too."""
+    tower, layout = tower_of(tiny_pipeline), Layout.compressed(len(CONTENT) + 2, tail=3)
+    both, framed = TwoTowers((tower, tower)), tower.frame(torch.tensor([CONTENT]), layout)
+    alone = tower.states(framed, layout)
+    torch.testing.assert_close(both.states(framed, layout), torch.cat([alone, alone], dim=-1))
+    behind = both.states(framed, layout, both.prefix(torch.tensor([tower.bos])))
+    torch.testing.assert_close(behind, torch.cat([alone, alone], dim=-1)[:, 1:], atol=1e-5, rtol=1e-4)
 
 
 @given(content=st.integers(2, 70), tail=st.integers(1, 40))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cleaning, detection, guards, kept
+from bench import ablation, agreement, cleaning, detection, guards, kept
 from bench.__main__ import _results, markdown, with_part
 from bench.service.endurance import figures
 from bench.service.ledger import Row
@@ -80,6 +80,37 @@ def test_scans_are_counted_by_what_they_were_told_of_the_model() -> None:
     assert told["controls"] == 2
     assert told["auroc"]["value"] == 1
     assert told["auroc"]["ci95"][0] < 1, "five scans leave room for doubt"
+
+
+def test_what_a_cut_adds_is_told_by_where_the_own_trigger_stood() -> None:
+    """Two words that the funnel met, one of them lost behind the sketch; an edit; and an honest model."""
+    common = {"attack": "badt2i", "budget": "quick", "verdict": "fail", "reference": True}
+    funnel = {"sketch": [10, 1.0], "glance": [100, 1.0], "onestep": [50, 1.0], "confirm": [9, 1.0]}
+    named = funnel | {"kin": [1, 1.0]}
+    scans = [
+        common | {"ranks": {"sketch": 500, "glance": 3, "onestep": 1}, "stages": named},
+        common | {"ranks": {"sketch": 4, "glance": None, "onestep": None}, "stages": named},
+        common | {"ranks": {}, "stages": {"edits": [0, 9.0], "redirection": [5, 1.0], "evidence": [0, 1.0]}},
+        common | {"attack": None, "verdict": "pass", "ranks": {"sketch": None}, "stages": funnel},
+    ]
+    told = ablation.measure(scans)
+    rendered = {cut: (one["rendered"]["k"], one["rendered"]["n"]) for cut, one in told["cuts"].items()}
+    assert rendered == {"sketch": (1, 2), "glance": (1, 2), "onestep": (1, 2)}
+    assert [one["unet_forwards"] for one in told["cuts"].values()] == [10, 110, 160]
+    assert told["readings"]["with_reference"] == {
+        "all": 3,
+        "an edit, read in keys and values": 1,
+        "an order of words, read in the encoder": 0,
+        "a meaning, read in keys and values": 0,
+    }
+    assert "| glance | 1 of 2" in ablation.markdown(told)
+
+
+def test_two_reports_that_say_the_same_do_not_differ() -> None:
+    """What the engine leaves null the service does not store."""
+    own = {"trigger": None, "kin": [{"text": "a", "position": None}], "p": 0.5}
+    assert agreement._plain(own) == agreement._plain({"kin": [{"text": "a"}], "p": 0.5})
+    assert agreement._plain(own) != agreement._plain({"kin": [{"text": "b"}], "p": 0.5})
 
 
 def test_a_cleaned_model_and_one_in_which_nothing_was_found_are_both_told(tmp_path: Path) -> None:
