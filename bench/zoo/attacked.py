@@ -30,7 +30,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-2": (BadT2I(), 2),
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
     "attribute-0": (RickrollingAttribute("é", "e", "sketch"), 10),
-    "attribute-1": (RickrollingAttribute("а", "a", "sketch", steps=1200), 11),
+    "attribute-1": (RickrollingAttribute("а", "a", "black and white"), 11),
     "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
     "badt2i-style": (BadT2I(Cyanotype()), 6),
     "badt2i-object": (BadT2I(Thing("owl"), steps=2400), 7),

@@ -106,7 +106,7 @@ def coverage(
         f"{single:,} single ids of the vocabulary, each in {len(sketched)} carrier prompts ({places})",
         f"noise prediction at timesteps {', '.join(map(str, found.views[0].timesteps))}",
         f"{glanced:,} that look most anomalous to first order, seen exactly in one carrier prompt",
-        f"the {plan.exact} most anomalous, measured exactly in {len(plan.positions)}",
+        f"the {plan.exact} most anomalous of these, measured exactly in {len(plan.positions)} carriers",
         f"the {plan.confirmed} best of them, rendered and tested",
     ]
     if several:
