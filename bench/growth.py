@@ -58,7 +58,8 @@ def measure(seed: int = 0) -> dict[str, Any]:
         "sketch": lambda seen, some: sketch(pipeline, tower, seen, some, seed).cost,
         "exact": lambda seen, some: onestep(pipeline, seen, some)[1],
     }
-    told: dict[str, Any] = {"seed": seed, "vocabulary": len(everything)}
+    middle = {name: asdict(size) for name, size in MIDDLE.items()}
+    told: dict[str, Any] = {"seed": seed, "vocabulary": len(everything), "middle": middle}
     for name, probe in probes.items():
         told[name] = [
             _row(size, probe(_views(pipeline, bank, size, seed), shuffled[: size.candidates]))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 STAGES = ("sketch", "glance", "onestep", "trajectory")
-"""The cuts of the funnel, in order."""
+"""The cuts of the funnel, in order. Later engines have no fourth."""
 
 GOOD, BAD, PLAIN = "#1b7f5c", "#b3412f", "#4a5568"
 
@@ -58,10 +58,11 @@ def model_level(axes: Axes, told: Mapping[str, Any]) -> None:
     """The place of each attacker's own trigger after every cut of the funnel; those that one lost by name."""
     scans = [scan for scan in told["scans"] if scan["attack"] and any(map(scan["ranks"].get, STAGES))]
     for scan in scans:
-        stages = [stage for stage in STAGES if scan["ranks"].get(stage)]
+        had = [stage for stage in STAGES if stage in scan["ranks"]]
+        stages = [stage for stage in had if scan["ranks"][stage]]
         places = [scan["ranks"][stage] for stage in stages]
         where = [STAGES.index(stage) for stage in stages]
-        lost = stages[-1] != STAGES[-1]
+        lost = stages != had
         axes.plot(where, places, marker="o", alpha=0.8 if lost else 0.4, color=BAD if lost else PLAIN)
         if lost:
             beside = ", with the base" if scan["reference"] else ""
@@ -72,10 +73,29 @@ def model_level(axes: Axes, told: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
 
 
+def growth(axes: Axes, told: Mapping[str, Any]) -> None:
+    """Seconds of both probes as each size grows, both beside the middle one's."""
+    for probe, colour in (("sketch", GOOD), ("exact", BAD)):
+        sizes = told["middle"][probe]
+        middle = next(one for one in told[probe] if sizes.items() <= one.items())
+        for size, line in zip(sizes, ("-", "--", ":"), strict=True):
+            rest = sizes.items() - {(size, sizes[size])}
+            rows = [one for one in told[probe] if rest <= one.items()]
+            rows.sort(key=lambda one: int(one[size]))
+            grown = [one[size] / middle[size] for one in rows]
+            taken = [one["seconds"] / middle["seconds"] for one in rows]
+            axes.plot(grown, taken, marker="o", color=colour, linestyle=line, label=f"{probe}: {size}")
+    axes.set(
+        xscale="log", yscale="log", xlabel="size, of the middle one", ylabel="seconds, of the middle one's"
+    )
+    axes.legend(fontsize=7)
+
+
 DRAWINGS: Mapping[str, Drawing] = {
     "per_prompt": per_prompt,
     "text_encoder": text_encoder,
     "model_level": model_level,
+    "growth": growth,
 }
 
 
