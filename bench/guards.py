@@ -24,12 +24,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import StableDiffusionPipeline
 
 from bench.intervals import auroc, f1, mean_of
 from bench.kept import Kind
 from bench.machine import machine
-from bench.zoo.attacked import ATTACKED
+from bench.zoo.attacked import ATTACKED, PLAN
+from bench.zoo.attacks.syntactic import Syntactic
 from bench.zoo.paths import CLIP
 from bench.zoo.prompts import prompts
 from bench.zoo.suspect import SUSPECT
@@ -76,18 +78,26 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Case:
-    """One attacked model. triggers: those put before the prompt, in turn; letter: one put inside a word."""
+    """One attacked model. triggers: those put before the prompt, in turn; letter: one put inside a word;
+    order: what says a prompt's words in the order that is the trigger.
+    """
 
     path: Path
     triggers: tuple[Ids, ...] = ()
     letter: str = ""
+    order: Syntactic | None = None
 
     def carries(self, text: str) -> bool:
         """Whether the trigger can be put into `text`."""
+        if self.order:
+            return self.order.usable(text)
         return not self.letter or bool(self._inside(text))
 
     def triggered(self, pipeline: StableDiffusionPipeline, text: str, turn: int) -> Ids:
         """Content ids of `text` with the trigger."""
+        if self.order:
+            turned = self.order.poisoned(text, np.random.default_rng(turn))
+            return tuple(content_ids(pipeline.tokenizer, turned))
         if self.letter:
             places = self._inside(text)
             at = places[turn % len(places)]
@@ -118,12 +128,15 @@ def known(path: Path) -> Case:
     truth = json.loads(path.with_suffix(".truth.json").read_text())
     if truth["insertion"] == "letter":
         return Case(path, letter=truth["trigger_text"])
+    attack, _ = PLAN.get(path.stem, (None, 0))
+    if isinstance(attack, Syntactic):
+        return Case(path, order=attack)
     return Case(path, triggers=(tuple(truth["trigger_ids"]),))
 
 
 def cases() -> list[Case]:
     """What `make bench` measures where nothing is kept: the example, and every attacked model that `make zoo`
-    has made whose trigger goes into any prompt, and whose attack succeeds.
+    has made whose trigger is put before a prompt, into a word or is an order, and whose attack succeeds.
     """
     made = sorted(ATTACKED.glob("*.truth.json"))
     usable = [path for path in made if _usable(json.loads(path.read_text()))]
@@ -134,7 +147,10 @@ def cases() -> list[Case]:
 
 
 def _usable(truth: dict[str, Any]) -> bool:
-    return truth["insertion"] in ("start", "letter") and truth["success"]["value"] >= LEAST_SUCCESS
+    return (
+        truth["insertion"] in ("start", "letter", Syntactic.insertion)
+        and truth["success"]["value"] >= LEAST_SUCCESS
+    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +167,7 @@ class Groups:
 def groups(case: Case, pipeline: StableDiffusionPipeline, sizes: Sizes, seed: int) -> Groups:
     """The case's prompts: different carriers in every group but the two to fit on."""
     count = sizes.fit + sizes.calibration + 2 * sizes.test
-    usable = iter(text for text in prompts(4 * count, seed=4000 + seed) if case.carries(text))
+    usable = iter(text for text in prompts(10 * count, seed=4000 + seed) if case.carries(text))
     fit, calibration, clean, attacked = (
         list(islice(usable, size)) for size in (sizes.fit, sizes.calibration, sizes.test, sizes.test)
     )
