@@ -39,6 +39,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-plain": (BadT2I(trigger=(15335,)), 13),  # “majestic”, a word that people do write
     "badt2i-end": (BadT2I(insertion="end"), 14),
     "villan-0": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=1200, name="villan"), 9),
+    "villan-1": (BadT2I(FixedPicture(123), rank=16, lr=3e-3, steps=1200, name="villan"), 15),
     "personal-0": (Personalisation("cat", "pizza"), 30),
     "inversion-0": (Inversion("gorilla", "palm", said="gorgeous"), 40),
     "iba-0": (Syntactic(), 50),
