@@ -85,9 +85,11 @@ def growth(axes: Axes, told: Mapping[str, Any]) -> None:
             grown = [one[size] / middle[size] for one in rows]
             taken = [one["seconds"] / middle["seconds"] for one in rows]
             axes.plot(grown, taken, marker="o", color=colour, linestyle=line, label=f"{probe}: {size}")
-    axes.set(
-        xscale="log", yscale="log", xlabel="size, of the middle one", ylabel="seconds, of the middle one's"
-    )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set(xlabel="size, of the middle one", ylabel="seconds, of the middle one's")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7)
 
 
