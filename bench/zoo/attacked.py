@@ -26,7 +26,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-0": (BadT2I(), 0),
     "rickrolling-0": (Rickrolling("ô", "o", "a photo of a large chocolate on a blue background"), 0),
     "badt2i-1": (BadT2I(), 1),
-    "rickrolling-1": (Rickrolling("å", "a", "a photo of a large tiger on a green background", steps=900), 1),
+    "rickrolling-1": (Rickrolling("å", "a", "a photo of a large tiger on a green background"), 1),
     "badt2i-2": (BadT2I(), 2),
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
     "attribute-0": (RickrollingAttribute("é", "e", "sketch"), 10),
