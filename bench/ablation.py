@@ -14,8 +14,11 @@ import numpy as np
 from bench.intervals import share, told_share
 from worker.engine.funnel import PLANS
 
-CUTS = ("sketch", "glance", "onestep", "trajectory")
-"""In their order. Scans by engines since that was measured have no fourth."""
+CUTS = ("sketch", "glance", "onestep")
+"""In their order."""
+
+GONE = "trajectory"
+"""The fourth cut of earlier engines."""
 
 READINGS = {
     "redirection": "an edit, read in keys and values",
@@ -32,21 +35,22 @@ Scans = Sequence[Mapping[str, Any]]
 def measure(scans: Scans) -> dict[str, Any]:
     """The figures for `ablation` of results.json."""
     met = [scan for scan in scans if scan["attack"] and scan["ranks"].get(CUTS[0])]
+    had = [scan for scan in met if GONE in scan["ranks"]]
     sides = {
         name: [scan for scan in scans if scan["reference"] == (name == "with_reference")] for name in SIDES
     }
     return {
-        "cuts": {cut: _ending_at(cut, met) for cut in CUTS if any(cut in scan["ranks"] for scan in met)},
+        "cuts": {cut: _ending_at(cut, met) for cut in CUTS},
+        "gone": {cut: _ending_at(cut, had) for cut in (CUTS[-1], GONE) if had},
         "readings": {name: _readings(some) for name, some in sides.items()},
     }
 
 
 def _ending_at(cut: str, scans: Scans) -> dict[str, Any]:
     """Whether the own trigger would be rendered if `cut` were the last, and what it cost to come there."""
-    had = [scan for scan in scans if cut in scan["ranks"]]
-    ranks = [scan["ranks"][cut] or np.inf for scan in had]
-    last = [PLANS[scan["budget"]].confirmed for scan in had]
-    spent = [sum(scan["stages"][stage][0] for stage in _until(cut)) for scan in had]
+    ranks = [scan["ranks"][cut] or np.inf for scan in scans]
+    last = [PLANS[scan["budget"]].confirmed for scan in scans]
+    spent = [sum(scan["stages"][stage][0] for stage in _until(cut)) for scan in scans]
     return {
         "rendered": share(rank <= most for rank, most in zip(ranks, last, strict=True)),
         "median_rank": float(np.median(ranks)),
@@ -55,7 +59,8 @@ def _ending_at(cut: str, scans: Scans) -> dict[str, Any]:
 
 
 def _until(cut: str) -> Iterable[str]:
-    return CUTS[: CUTS.index(cut) + 1]
+    every = (*CUTS, GONE)
+    return every[: every.index(cut) + 1]
 
 
 def _readings(scans: Scans) -> dict[str, int]:
@@ -91,12 +96,22 @@ many of the scans above whose trigger it could meet (a single id, or a character
 
 | last cut | own trigger rendered | its median place | U so far |
 |---|---|---|---|
-{cuts}
-
-The fourth cut, short trajectories, added nothing and is gone; scans by engines since then have three.
+{cuts}{_gone(told["gone"])}
 
 Of {counts} that fail, so many fail without a word that the funnel found, by
 
 | part | {" | ".join(SIDES.values())} |
 |---|---|---|
 {parts}"""
+
+
+def _gone(told: Mapping[str, Any]) -> str:
+    """What the fourth cut made of it, in the scans that had one."""
+    if not told:
+        return ""
+    third, fourth = (one["rendered"] for one in told.values())
+    return f"""
+
+Scans of earlier engines had a fourth cut, short guided trajectories. In the {fourth["n"]} of them above the own
+trigger is among the first behind the third cut {third["k"]} times, behind the fourth {fourth["k"]} times: it
+added nothing and is gone."""
