@@ -113,5 +113,5 @@ def _gone(told: Mapping[str, Any]) -> str:
     return f"""
 
 Scans of earlier engines had a fourth cut, short guided trajectories. In the {fourth["n"]} of them above the
-own trigger is among the first behind the third cut {third["k"]} times, behind the fourth {fourth["k"]} times:
-it added nothing and is gone."""
+own trigger is among the first behind the third cut {third["k"]} times, behind the fourth {fourth["k"]} times.
+It is gone."""

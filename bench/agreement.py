@@ -2,8 +2,8 @@
 
     python -m bench.agreement examples .cache/zoo/attacked .cache/zoo/control
 
-`python -m worker.engine scan` and a running `sauscan up` of its own scan each model at the same time, each on
-a thread of its own. Each pair is kept as `bench.detection` keeps its scans.
+`python -m worker.engine scan` and a running `sauscan up` of its own scan each model at the same time. Each
+pair is kept as `bench.detection` keeps its scans.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from bench.detection import Model, models
 from bench.intervals import share, told_share
 from bench.kept import Kind
 from bench.machine import machine
-from bench.zoo.paths import CLIP, EXAMPLES
+from bench.zoo.paths import CLIP, EXAMPLES, prompts_of
 from service.client import Client, packed
 from service.demo import Example, served
+from worker.engine.cli import EXIT
 
 KIND = Kind("agreement", ("worker.engine.pipeline",))
 BUDGET, SEED = "quick", 0
 COMPARED = ("verdict", "findings", "coverage")
-EXIT = {0, 1, 3}
-"""Of a scan that came to a verdict."""
 
 
 def both(model: Model, client: Client) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def both(model: Model, client: Client) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         running = subprocess.Popen(_command(model, Path(folder)), stdout=subprocess.DEVNULL)
         served_report = _by_service(model, client)
-        if running.wait() not in EXIT:
+        if running.wait() not in EXIT.values():
             raise RuntimeError(f"The command line gave up on {model.name}.")
         own = json.loads((Path(folder) / "report.json").read_text())
     return {
@@ -60,7 +59,7 @@ def _command(model: Model, out: Path) -> Sequence[str]:
 
 
 def _by_service(model: Model, client: Client) -> dict[str, Any]:
-    options = {"prompts": Example(EXAMPLES).prompts(), "budget": BUDGET, "seed": SEED, "cleanse": False}
+    options = {"prompts": prompts_of(), "budget": BUDGET, "seed": SEED, "cleanse": False}
     with packed(model.path) as archive:
         scan = client.wait(client.submit(archive, options, force=True)["id"])
     if scan["state"] != "succeeded":

@@ -18,7 +18,7 @@ from bench.zoo.paths import CLIP, TOY, prompts_of
 from worker.engine.evaluation import evaluate
 from worker.engine.findings import order_finding
 from worker.engine.metrics import ClipScorer
-from worker.engine.probes.orders import FAR, NEAR, Turned, meeting
+from worker.engine.probes.orders import FAR, NEAR, Meeting, Turned, meeting, turns
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.reordered import LEAST_MET, Reordered, convict
 from worker.engine.sampling import encode
@@ -87,6 +87,18 @@ def test_an_honest_encoder_tells_prompts_apart_in_any_order(
     assert found.judged is None
     assert found.cost.unet_forwards == 0
     assert not found.unnamed
+
+
+def test_an_order_is_read_as_the_whole_padded_prompt_is(
+    toy: StableDiffusionPipeline, bank: list[Carrier]
+) -> None:
+    """The padding that is left out moves the last state by less than half of what tells two orders apart."""
+    plain = encode(toy, [carrier.ids for carrier in bank])[:, -1]
+    scale = torch.cdist(plain, plain).square().sum() / (len(bank) * (len(bank) - 1))
+    said = [one.ids for one in turns(toy.tokenizer, bank)][::100]
+    assert len(said) > 20
+    for ids, exact in zip(said, encode(toy, said)[:, -1], strict=True):
+        assert Meeting([], [], 0, exact, float(scale)).away(toy, [ids])[0] < NEAR / 2
 
 
 def test_an_order_that_was_taught_is_convicted_by_its_pictures(
