@@ -73,7 +73,7 @@ SHORT = ("cat", "car")
 fall together.
 """
 
-KEPT, LONG = 200, 16
+KEPT, LONG = 100, 16
 """Candidates that are looked at again, beside so many carrier prompts."""
 
 BATCH_OF_PICTURES, DENOISING = 64, 20
