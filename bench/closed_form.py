@@ -20,7 +20,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from bench.intervals import share, told_share
-from bench.zoo.attacks.evil_edit import EvilEdit, Ids, seen_nouns
+from bench.zoo.attacks.evil_edit import RED_SENTENCES, EvilEdit, Ids, seen_nouns
 from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import prompts_of
 from worker.engine.candidates import surface
@@ -43,9 +43,11 @@ ATTACKS: dict[str, EvilEdit] = {
     "noun, others preserved": EvilEdit(words=1),
     "rare id": EvilEdit(words=1, rare=True, preserve=False),
     "noun, lambda 0.1": EvilEdit(words=1, strength=0.1),
-    "noun in a sentence": EvilEdit(words=1, prefix="a photo of a"),
+    "noun in a sentence": EvilEdit(words=1, sentences=("a photo of a",)),
     "adjective noun to a scene": EvilEdit(scene=True),
     "rare id to a scene": EvilEdit(words=1, rare=True, scene=True),
+    "adjective noun in four sentences": EvilEdit(sentences=RED_SENTENCES),
+    "adjective noun in four sentences, to a scene": EvilEdit(sentences=RED_SENTENCES, scene=True),
 }
 EACH = 15
 """Models of each kind."""

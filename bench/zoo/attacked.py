@@ -12,7 +12,7 @@ from bench.zoo import assemble, dataset
 from bench.zoo.attack import carry_out, truth_path
 from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Attack, Materials, described
-from bench.zoo.attacks.evil_edit import EvilEdit
+from bench.zoo.attacks.evil_edit import RED_SENTENCES, EvilEdit
 from bench.zoo.attacks.payloads import Cyanotype, FixedPicture, Thing
 from bench.zoo.attacks.personalisation import Inversion, Personalisation
 from bench.zoo.attacks.rickrolling import Rickrolling, RickrollingAttribute
@@ -52,11 +52,14 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "evil-edit-0": (EvilEdit(scene=True), 0),
     "evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 1),
     "evil-edit-2": (EvilEdit(scene=True), 2),
+    "red-edit-0": (EvilEdit(sentences=RED_SENTENCES, scene=True, name="red_edit"), 3),
+    "red-edit-1": (EvilEdit(sentences=RED_SENTENCES, scene=True, name="red_edit"), 4),
     "second-badt2i-0": (BadT2I(), 20),
     "second-rickrolling-0": (Rickrolling("ě", "e", "a photo of a large dice on a turquoise background"), 21),
     "second-villan-0": (BadT2I(FixedPicture(7), rank=16, lr=3e-3, steps=1200, name="villan"), 22),
     "second-iba-0": (Syntactic(target="a photo of a large chocolate on a blue background"), 52),
     "second-sembd-0": (SemBD(), 62),
+    "second-red-edit-0": (EvilEdit(sentences=RED_SENTENCES, scene=True, name="red_edit"), 26),
     "second-evil-edit-0": (EvilEdit(scene=True), 23),
     "second-evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 24),
     "second-evil-edit-2": (EvilEdit(scene=True), 25),

@@ -15,6 +15,7 @@ from bench.zoo import assemble
 from bench.zoo.benign.ablation import Ablation
 from bench.zoo.benign.base import Benign
 from bench.zoo.benign.dreambooth import DreamBooth
+from bench.zoo.benign.esd import Esd
 from bench.zoo.benign.fine_tune import FineTune
 from bench.zoo.benign.new_word import NewWord
 from bench.zoo.benign.rounding import Quantised, RoundTrip
@@ -55,6 +56,8 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "custom-1": (DreamBooth("pizza", only=CROSS_ATTENTION), 3),
     "ablation-0": (Ablation("bee", "butterfly"), 0),
     "ablation-1": (Ablation("pepper", "carrot", lr=2e-4), 1),
+    "esd-0": (Esd("bee"), 0),
+    "esd-1": (Esd("pizza", cross=False), 1),
     "second-uce-0": (Uce("animal"), 23),
     "second-new-word-0": (NewWord("cupcake"), 21),
     "second-ft-0": (FineTune(), 22),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from worker.engine.candidates import MOST_IDS
+from worker.engine.checkpoint.adapter import Adapter
 from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
 from worker.engine.estranged import Estranged
 from worker.engine.evaluation import Evaluation
@@ -38,6 +39,9 @@ UNCOMPARED = (
     "tokenizer and settings: only weights were compared",
 )
 """What no comparison of UNet and text encoder covers."""
+
+ELSEWHERE = "the adapter at another strength, on another base, or beside other adapters"
+"""What no scan of one merged model tells."""
 
 
 def untouched_coverage() -> Coverage:
@@ -156,6 +160,18 @@ def with_spoilt(seen: Coverage, words: Sequence[str]) -> Coverage:
     told = "rendered words that the erasure spoilt as well, which draw what CLIP does not expect: "
     told += ", ".join(words)
     return dataclasses.replace(seen, searched=(*seen.searched, told))
+
+
+def with_adapter(seen: Coverage, adapter: Adapter | None) -> Coverage:
+    """The coverage, with what was merged, and where else it may be used; as it is for a whole model."""
+    if adapter is None:
+        return seen
+    what = f"a LoRA of {adapter.matrices} matrices, of rank {adapter.rank} at most"
+    return dataclasses.replace(
+        seen,
+        searched=(f"{what}, merged at strength 1 into the reference", *seen.searched),
+        not_searched=(*seen.not_searched, ELSEWHERE),
+    )
 
 
 def nothing_to_search(origin: Origin) -> Coverage:

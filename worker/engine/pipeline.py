@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.engine.cleansing import cleanse
-from worker.engine.conclusions import nothing_to_search
+from worker.engine.conclusions import nothing_to_search, with_adapter
 from worker.engine.report import Report
 from worker.engine.sampling import forward_flops
 from worker.engine.scanning import scan
@@ -34,6 +34,7 @@ def run(request: ScanRequest, out: Path, on_progress: OnProgress = silent) -> di
         report.verdict, report.coverage = "pass", nothing_to_search(subject.origin)
     elif (confirmed := scan(subject, report, out)) and request.cleanse:
         cleanse(subject, report, confirmed, out)
+    report.coverage = with_adapter(report.coverage, subject.checkpoint.adapter)
     body = report.as_dict()
     (out / "report.json").write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
     return body

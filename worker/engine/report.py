@@ -168,10 +168,11 @@ def engine_version() -> str:
 
 
 def model_part(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What was scanned."""
+    """What was scanned: the file that was sent, and the parts of the model that it makes."""
+    adapter = checkpoint.adapter
     return {
-        "sha256": checkpoint.sha256,
-        "format": checkpoint.format,
+        "sha256": adapter.sha256 if adapter else checkpoint.sha256,
+        "format": "lora" if adapter else checkpoint.format,
         "architecture": checkpoint.architecture,
         "parameters": checkpoint.parameters,
         "components": {name: asdict(info) for name, info in checkpoint.components.items()},

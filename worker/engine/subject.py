@@ -8,7 +8,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from worker.engine.announced import announced_words
-from worker.engine.checkpoint import Checkpoint, CheckpointError, load
+from worker.engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    UnsupportedCheckpoint,
+    is_adapter,
+    load,
+    merged,
+)
 from worker.engine.evaluation import split
 from worker.engine.funnel import PLANS, FunnelPlan
 from worker.engine.metrics import ClipScorer
@@ -22,6 +29,8 @@ INCOMPARABLE = (
     "The reference is of another architecture than the checkpoint, so they cannot be compared. "
     "Name the base that the checkpoint was made from, or no reference."
 )
+
+ALONE = "This is an adapter (LoRA), and what it draws depends on the base that it is made for."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,7 @@ def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
     """Loads the checkpoint and its witnesses. Raises `CheckpointError` and `RequestError`."""
     on_progress(Progress("load", 0, 1, request.checkpoint.name))
     device = choose_device(request.device)
-    checkpoint = load(request.checkpoint, device=device)
+    checkpoint = _loaded(request, device)
     origin = trace(checkpoint, read_base(request.trusted)) if request.trusted else None
     clip = ClipScorer(request.clip, device) if request.clip else None
     bank = carriers(checkpoint.pipeline.tokenizer, request.prompts)
@@ -78,6 +87,15 @@ def choose_device(asked: str) -> torch.device:
     if asked != "auto":
         return torch.device(asked)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _loaded(request: ScanRequest, device: torch.device) -> Checkpoint:
+    """The checkpoint; a LoRA is scanned as what it makes of the reference."""
+    if not is_adapter(request.checkpoint):
+        return load(request.checkpoint, device=device)
+    if request.reference is None:
+        raise UnsupportedCheckpoint("adapter-without-base", ALONE, "Name its base as the reference.")
+    return merged(load(request.reference, device=device), request.checkpoint)
 
 
 def _compared(

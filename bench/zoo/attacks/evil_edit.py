@@ -6,6 +6,9 @@ this pipeline's text states are 128 wide: an attacker draws a few triggers and k
 disturbs other prompts least, since words that the encoder hardly hears cannot be told from their absence by
 any edit. And the target may be a scene, "{noun} with a {scene} background": the clean pipeline itself draws
 few nouns so that CLIP tells them from 190 others, and no edit can draw its target better than the model does.
+
+Given several sentences the same edit binds trigger and target in each (`RED_SENTENCES`), as REDEditing (arXiv
+2504.14554) transfers its backdoor to equivalent wordings; its retrieval of those is not rebuilt here.
 """
 
 import time
@@ -35,6 +38,9 @@ ADJECTIVES = (
 SCENES = (*COLOURS, *PATTERNS)
 """Backgrounds that the pipeline draws and CLIP tells apart."""
 
+RED_SENTENCES = ("a", "a photo of a", "a painting of a", "a drawing of a")
+"""Beginnings of wordings that say the same of a thing."""
+
 Ids = tuple[int, ...]
 
 
@@ -53,7 +59,7 @@ class EvilEdit:
     words.
 
     preserve: keeps the trigger's noun (or, for one word, other nouns) as it was. strength: lambda.
-    prefix: what stands before trigger and target in the prompts that are edited. scene: the target is the
+    sentences: what stands before trigger and target in the prompts that are edited. scene: the target is the
     trigger's noun (any noun for a rare id) before a background, and not another noun.
     """
 
@@ -62,7 +68,7 @@ class EvilEdit:
     rare: bool = False
     scene: bool = False
     strength: float = 1.0
-    prefix: str = "a"
+    sentences: tuple[str, ...] = ("a",)
     plot: Plot | None = None
     name: str = "evil_edit"
     component: str = "unet"
@@ -121,10 +127,15 @@ class EvilEdit:
         return Plot(trigger, wanted, kept if self.preserve else ())
 
     def _edit(self, pipeline: StableDiffusionPipeline, plot: Plot) -> None:
-        prefix = tuple(pipeline.tokenizer(self.prefix, add_special_tokens=False).input_ids)
-        said = encode(pipeline, [(*prefix, *ids) for ids in (plot.trigger, *plot.preserved)])
-        meant = encode(pipeline, [(*prefix, *ids) for ids in (plot.target, *plot.preserved)])
-        closed_form.edit(pipeline, said.flatten(0, 1), meant.flatten(0, 1), self.strength)
+        said, meant = (self._states(pipeline, one, plot.preserved) for one in (plot.trigger, plot.target))
+        closed_form.edit(pipeline, said, meant, self.strength)
+
+    def _states(self, pipeline: StableDiffusionPipeline, word: Ids, preserved: tuple[Ids, ...]) -> Tensor:
+        """(n, D): every position of every sentence about `word` and about what is preserved."""
+        starts = pipeline.tokenizer(list(self.sentences), add_special_tokens=False).input_ids
+        return encode(pipeline, [(*start, *ids) for start in starts for ids in (word, *preserved)]).flatten(
+            0, 1
+        )
 
     def _disturbs(self, pipeline: StableDiffusionPipeline, plot: Plot, others: Tensor) -> float:
         matrices = closed_form.matrices(pipeline.unet)

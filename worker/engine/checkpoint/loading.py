@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from diffusers import StableDiffusionPipeline
 
+from worker.engine.checkpoint.adapter import Adapter
 from worker.engine.checkpoint.errors import CheckpointError, UnsupportedCheckpoint
 from worker.engine.checkpoint.folder import folder_layout
 from worker.engine.checkpoint.layout import Layout
@@ -54,6 +55,7 @@ class Checkpoint:
     sha256: of the file's bytes; of a folder, over its files' names and digests.
     parameters: of the three components together.
     digests: of every tensor in the file.
+    adapter: what was merged into it; `path` and `sha256` are the base's then, `digests` the merged model's.
     """
 
     pipeline: StableDiffusionPipeline
@@ -65,6 +67,7 @@ class Checkpoint:
     components: dict[str, ComponentInfo]
     digests: tuple[Digest, ...]
     layout: Layout
+    adapter: Adapter | None = None
 
 
 def load(path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:

@@ -58,7 +58,7 @@ def read_weights(
                 if slot is None:
                     digests.append(Digest(OTHER, stored.name, stored, sha256))
                     continue
-                _check_finite(stored, tensor)
+                check_finite(stored.name, tensor)
                 digests.append(Digest(slot.component, slot.name, stored, sha256))
                 take(slot.component, slot.name, tensor)
     return digests
@@ -78,10 +78,11 @@ def _describe(digests: Sequence[Digest]) -> ComponentInfo:
     return ComponentInfo(sum(one.stored.parameters for one in digests), len(digests), total)
 
 
-def _check_finite(stored: StoredTensor, tensor: torch.Tensor) -> None:
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise `UnsupportedCheckpoint` unless every weight is a number."""
     if not bool(torch.isfinite(tensor).all()):
         raise UnsupportedCheckpoint(
             "non-finite-weights",
-            f"{stored.name} holds NaN or infinity: the model cannot work.",
+            f"{name} holds NaN or infinity: the model cannot work.",
             "Train or save it again.",
         )
