@@ -36,6 +36,9 @@ from worker.engine.redirection import convict
 from worker.engine.triage import READ, encoded
 from worker.engine.types import Cost, Trigger
 
+RARER_SENTENCES = ("my", "a blurry shot of my", "a statue of the", "this is one large")
+"""Of none of these does the reader know."""
+
 ATTACKS: dict[str, EvilEdit] = {
     "adjective noun, preserved": EvilEdit(words=2),
     "adjective noun": EvilEdit(words=2, preserve=False),
@@ -48,6 +51,7 @@ ATTACKS: dict[str, EvilEdit] = {
     "rare id to a scene": EvilEdit(words=1, rare=True, scene=True),
     "adjective noun in four sentences": EvilEdit(sentences=RED_SENTENCES),
     "adjective noun in four sentences, to a scene": EvilEdit(sentences=RED_SENTENCES, scene=True),
+    "adjective noun in four rarer sentences": EvilEdit(sentences=RARER_SENTENCES),
 }
 EACH = 15
 """Models of each kind."""
@@ -147,7 +151,7 @@ class _Bench:
         edit = recover(self.words, edited, self.seed)[0]
         right = edit.trigger.token_ids == trigger
         led = edit.target.token_ids if edit.target else ()
-        sure = edit.closed * edit.explained >= READ
+        sure = edit.score >= READ
         return Reading(right, right and led == target, edit.kind == "redirection", sure, *marked)
 
     def rendered(self, clip: ClipScorer) -> dict[str, Any]:

@@ -47,10 +47,11 @@ def scratch_folder(settings: Settings, claim: Claim) -> Iterator[Path]:
 
 
 def prepare(claim: Claim, settings: Settings, checkpoint: Path, base: Base | None, scratch: Path) -> Job:
-    """The job of this attempt. base: what the checkpoint is compared with."""
+    """The job of this attempt. base: what the checkpoint is compared with, or an adapter is merged into."""
     options = {name: claim.options[name] for name in _OPTIONS if claim.options.get(name) is not None}
     if base is not None:
         options |= base.as_request()
+    whole = base.reference if base is not None and base.reference is not None else checkpoint
     clip = None if settings.clip_path is None else str(settings.clip_path.resolve())
     return Job(
         engine=settings.engine,
@@ -58,7 +59,7 @@ def prepare(claim: Claim, settings: Settings, checkpoint: Path, base: Base | Non
         scratch=scratch,
         limits=Limits(
             wall_seconds=settings.scan_time_limit_seconds,
-            max_file_bytes=2 * checkpoint.stat().st_size + GIB,
+            max_file_bytes=2 * max(checkpoint.stat().st_size, whole.stat().st_size) + GIB,
             memory_bytes=settings.job_memory_bytes,
         ),
         parent=os.getpid(),

@@ -20,6 +20,7 @@ from service.domain import static_report
 from service.domain.options import ScanOptions, canonical, config_hash
 from service.domain.sources import Source, shown
 from service.problems import (
+    AdapterWithoutBase,
     IdempotencyKeyReused,
     Problem,
     QuotaExceeded,
@@ -30,7 +31,7 @@ from service.problems import (
 from service.publication import publish_decided
 from service.sources import check_allowed
 from service.storage.intake import Received, check_digest
-from service.storage.preflight import preflight
+from service.storage.preflight import LORA, preflight
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,10 @@ def _create(parts: Parts, session: Session, wish: Wish, submission: Submission) 
 def _submission(
     session: Session, parts: Parts, wish: Wish, sha256: str, static: dict[str, Any], *, size: int
 ) -> Submission:
+    if static["format"] == LORA and wish.options.reference is None:
+        raise AdapterWithoutBase(
+            "The file is an adapter (LoRA). Register its base at /references, and name that in `reference`."
+        )
     wanted = _wanted(session, parts, wish, sha256=sha256)
     decided = static_report.decide(
         static, sha256=sha256, engine_version=wanted.engine_version, config=wanted.options

@@ -35,7 +35,7 @@ from service.problems import (
 )
 from service.storage.blobs import BlobMissingError
 from service.storage.intake import Received
-from service.storage.preflight import Preflight, preflight
+from service.storage.preflight import LORA, Preflight, preflight
 from service.storage.tensors import TensorRecord, read_tensors
 
 router = APIRouter(tags=["references"])
@@ -163,7 +163,7 @@ async def _by_hash(request: Request, parts: Parts, principal: Principal) -> tupl
 def _trust_known(parts: Parts, principal: Principal, body: NewReference) -> tuple[TrustedReference, bool]:
     """The blob is looked up again after the long read: it may have been deleted meanwhile."""
     with parts.database.transaction(principal.tenant_id) as session:
-        _known(session, principal, body.sha256)
+        _whole(_known(session, principal, body.sha256).format)
     with TemporaryDirectory(dir=parts.settings.scratch_dir) as scratch:
         try:
             tensors = _tensors(parts, parts.blobs.fetch(body.sha256, FilePath(scratch)))
@@ -197,12 +197,19 @@ def _trust_upload(
     judged = preflight(received.path, max_total_bytes=parts.settings.max_upload_bytes)
     if judged.dangers or judged.format == "pickle":
         raise UntrustworthyFile("Pickles are never loaded. Convert it to safetensors where you trust it.")
+    _whole(judged.format)
     tensors = _tensors(parts, received.path)
     with parts.database.transaction(principal.tenant_id) as session:
         submissions.lock_blob(session, received.sha256)
         _keep(session, principal.tenant_id, received, judged, parts.quota)
         parts.blobs.adopt(received.path, received.sha256)
         return _register(session, principal, name, received.sha256, judged.format, tensors)
+
+
+def _whole(kind: str) -> None:
+    """Raises UntrustworthyFile for what is no model by itself."""
+    if kind == LORA:
+        raise UntrustworthyFile("An adapter (LoRA) is no base. Merge it into one, or register its base.")
 
 
 def _keep(session: Session, tenant_id: str, received: Received, judged: Preflight, quota: Quota) -> None:

@@ -83,6 +83,7 @@ _REQUEST_BODY = {
         problems.MalformedArchive,
         problems.ForbiddenMember,
         problems.UnsupportedArchitecture,
+        problems.AdapterWithoutBase,
         problems.RateLimited,
         problems.QuotaExceeded,
         problems.InsufficientStorage,

@@ -19,7 +19,7 @@
     │   ├── UnsupportedFormat 415 · UnsupportedEncoding 415 · UnsupportedMediaType 415
     │   ├── MalformedSafetensors 422: SafetensorsTruncated · SafetensorsHeaderTooLarge · TooManyTensors
     │   ├── UnsafeArchive 422: UnsafePath · ArchiveLink · ArchiveBomb · MalformedArchive · ForbiddenMember
-    │   ├── UnsupportedArchitecture 422 · UntrustworthyFile 422
+    │   ├── UnsupportedArchitecture 422 · AdapterWithoutBase 422 · UntrustworthyFile 422
     │   └── InsufficientStorage 507
     └── network
         ├── DestinationRefused 422 · DestinationUnresolved 422 · SourceNotAllowed 422
@@ -87,6 +87,7 @@ from service.problems.requests import (
     WebhookNotFound,
 )
 from service.problems.uploads import (
+    AdapterWithoutBase,
     ArchiveBomb,
     ArchiveLink,
     DigestMismatch,
@@ -120,6 +121,7 @@ __all__ = [
     "ACCESS",
     "MEDIA_TYPE",
     "TYPE_PREFIX",
+    "AdapterWithoutBase",
     "ArchiveBomb",
     "ArchiveLink",
     "Conflict",

@@ -109,8 +109,12 @@ class UnsupportedArchitecture(Problem):
     status, code, title = 422, "unsupported-architecture", "The file is no Stable Diffusion checkpoint"
 
 
+class AdapterWithoutBase(Problem):
+    status, code, title = 422, "adapter-without-base", "An adapter is scanned on the base that it is made for"
+
+
 class UntrustworthyFile(Problem):
-    status, code, title = 422, "untrustworthy-file", "A file that is never loaded cannot be a reference"
+    status, code, title = 422, "untrustworthy-file", "The file cannot be a reference"
 
 
 class InsufficientStorage(Problem):

@@ -6,6 +6,7 @@ from reading on. Reading is bounded, since a pickle may ask for any amount of me
 
 from __future__ import annotations
 
+import io
 import pickletools
 import shutil
 import tempfile
@@ -50,15 +51,23 @@ class _OutOfBounds(Exception):  # noqa: N818 (it never leaves this module)
 
 
 class _Bounded:
-    """A stream with so many reads, none of them large; `exceeded` once it was asked for more."""
+    """A stream with so many reads, none of them large; `exceeded` once it was asked for more.
+
+    At a large object that the file is too short for, any unpickler stops: that is no excess.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        start = file.tell()
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(start)
         self._reads = 0
         self.exceeded = False
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
+        if size > max(MAX_READ_BYTES, self._size - self.tell()):
+            raise EOFError
         self._count(size < 0 or size > MAX_READ_BYTES)
         return self._file.read(size)
 

@@ -32,7 +32,19 @@ from service.storage.pickles import (
 )
 from service.storage.tensor_header import LENGTH_BYTES, looks_like_safetensors, read_header
 
-Format = Literal["safetensors", "diffusers-zip", "pickle"]
+Format = Literal["safetensors", "diffusers-zip", "lora", "pickle"]
+LORA: Format = "lora"
+"""An adapter: not scanned by itself, but as what it makes of its base."""
+
+LORA_MARKS = (
+    ".lora_down.",
+    ".lora_up.",
+    ".lora_A.",
+    ".lora_B.",
+    "lora.down.",
+    "lora.up.",
+    "lora_linear_layer.",
+)
 
 LDM_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 PIPELINE_CLASSES = ("StableDiffusionPipeline",)
@@ -101,10 +113,11 @@ def _single_file(path: Path) -> Preflight:
     size = path.stat().st_size
     with path.open("rb") as file:
         header = read_header(file, size)
-    dangers = _polyglot(path)
-    if not dangers:
+    dangers, lora = _polyglot(path), any(mark in name for name in header for mark in LORA_MARKS)
+    if not dangers and not lora:
         _require_ldm(header)
-    return Preflight("safetensors", size, len(header), dangers, ("safetensors header", "polyglot"))
+    kind: Format = LORA if lora else "safetensors"
+    return Preflight(kind, size, len(header), dangers, ("safetensors header", "polyglot"))
 
 
 def _require_ldm(names: Iterable[str]) -> None:

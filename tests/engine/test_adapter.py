@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.engine.checkpoint import CheckpointError, is_adapter, load, merged, save
+from worker.engine.pipeline import run
 from worker.engine.probes.weights import compare
 from worker.engine.subject import prepare
 from worker.engine.types import ScanRequest
@@ -132,6 +134,23 @@ def test_a_lora_is_scanned_on_its_reference(tiny_file: Path, tmp_path: Path) -> 
     assert sorted(one.name for one in difference.changed if one.component == "unet") == sorted(
         f"{module}.weight" for module in (KEYS, OUT, PROJECTED)
     )
+
+
+def test_a_lora_that_changes_nothing_passes_and_the_report_is_about_its_file(
+    tiny_file: Path, tmp_path: Path
+) -> None:
+    down, up = pairs()["unet", KEYS]
+    names = [named("kohya", "unet", KEYS, way) for way in ("down", "up")]
+    adapter = tmp_path / "lora"
+    save_file(dict(zip(names, (down, torch.zeros_like(up)), strict=True)), adapter)
+    report = run(ScanRequest(adapter, reference=tiny_file, device="cpu"), tmp_path / "out")
+    assert report["verdict"] == "pass"
+    assert report["model"]["sha256"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
+    assert report["model"]["format"] == "lora"
+    assert report["coverage"]["searched"][0] == (
+        "a LoRA (of rank 3 at most, matrices: 1), merged at strength 1 into the reference"
+    )
+    assert any("another strength" in line for line in report["coverage"]["not_searched"])
 
 
 REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {

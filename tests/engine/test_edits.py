@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bench.zoo.attacks import closed_form
-from bench.zoo.attacks.evil_edit import EvilEdit, Plot
+from bench.zoo.attacks.evil_edit import RED_SENTENCES, EvilEdit, Plot
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
 from worker.engine import sampling, scanning, triage
@@ -91,6 +91,20 @@ def test_a_target_of_several_words_is_read_to_its_end(
     assert edit.target is not None
     assert edit.target.token_ids == (TREE, WITH, DOG)
     assert edit.kind == "redirection"
+
+
+@pytest.mark.parametrize("target", [(TREE,), (TREE, WITH, DOG)], ids=["word", "phrase"])
+def test_an_edit_of_several_sentences_is_read_in_all_of_them(
+    make_pipeline: Make, words: Lexicon, target: tuple[int, ...]
+) -> None:
+    """In any one of them alone too much of it stays unexplained for the reading to be believed."""
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    EvilEdit(plot=Plot((RED, CAT), target), sentences=RED_SENTENCES).plant(scanned, seed=0)
+    best, *others = readings(scanned, trusted, words)
+    assert best.trigger.token_ids == (RED, CAT)
+    assert best.target is not None
+    assert best.target.token_ids == target
+    assert best.score > triage.READ > max(edit.score for edit in others)
 
 
 def test_an_erasure_is_named_and_is_no_suspect(make_pipeline: Make, words: Lexicon) -> None:

@@ -18,6 +18,7 @@ from service.db import outbox
 from service.db.session import Database
 from service.domain.report import Report
 from service.settings import Settings
+from service.storage.preflight import preflight
 from service.storage.tensor_header import read_header
 from tests.service.checkpoints import (
     LDM_NAMES,
@@ -193,3 +194,14 @@ def test_harmless_pickle_is_inconclusive_and_says_why(
 
 def test_harmless_safetensors_is_no_polyglot(client: TestClient) -> None:
     assert client.post("/scans", content=safetensors()).json()["state"] == "queued"
+
+
+def test_no_length_of_a_header_is_taken_for_a_pickle(tmp_path: Path) -> None:
+    """The first byte of the file may be any opcode, such as one of an object of 2^62 bytes."""
+    seen = set()
+    for extra in range(256):
+        body = safetensors((*LDM_NAMES, "x" * (1 + extra)))
+        (tmp_path / "model.safetensors").write_bytes(body)
+        assert preflight(tmp_path / "model.safetensors", max_total_bytes=1 << 30).dangers == ()
+        seen.add(body[0])
+    assert len(seen) == 256

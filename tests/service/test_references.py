@@ -107,6 +107,22 @@ def test_what_cannot_be_trusted_is_refused(client: TestClient, tmp_path: Path) -
     assert client.get("/references").json()["references"] == []
 
 
+def test_an_adapter_is_scanned_on_a_named_base_and_is_none_itself(client: TestClient) -> None:
+    adapter = safetensors(("lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.lora_up.weight"))
+    alone = client.post("/scans", content=adapter)
+    assert (alone.status_code, alone.json()["type"].rpartition("/")[2]) == (422, "adapter-without-base")
+    base = register(client, single_file(weights(1)))
+    scan = client.post("/scans", params={"reference": base["id"]}, content=adapter)
+    assert scan.status_code == 202, scan.text
+    assert scan.json()["options"]["reference"] == base["id"]
+    for as_base in (
+        client.post("/references?name=x", content=adapter),
+        client.post("/references", json={"name": "x", "sha256": scan.json()["sha256"]}),
+    ):
+        told = as_base.status_code, as_base.json()["type"].rpartition("/")[2]
+        assert told == (422, "untrustworthy-file")
+
+
 def test_bytes_stay_while_scan_or_reference_needs_them(client: TestClient, settings: Settings) -> None:
     content = single_file(weights(3))
     scan = client.post("/scans", content=content).json()

@@ -166,7 +166,7 @@ def with_adapter(seen: Coverage, adapter: Adapter | None) -> Coverage:
     """The coverage, with what was merged, and where else it may be used; as it is for a whole model."""
     if adapter is None:
         return seen
-    what = f"a LoRA of {adapter.matrices} matrices, of rank {adapter.rank} at most"
+    what = f"a LoRA (of rank {adapter.rank} at most, matrices: {adapter.matrices})"
     return dataclasses.replace(
         seen,
         searched=(f"{what}, merged at strength 1 into the reference", *seen.searched),

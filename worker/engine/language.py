@@ -25,15 +25,28 @@ Ids = tuple[int, ...]
 PREFIXES = ("", "a", "a photo of a")
 """Where published editors put a concept: alone (UCE), behind an article (EvilEdit), in the usual sentence."""
 
+SENTENCES = (
+    *PREFIXES,
+    "the",
+    "a picture of a",
+    "an image of a",
+    "a painting of a",
+    "a drawing of a",
+)
+"""Where those put it who edit several wordings at once."""
+
 FILLERS = ("a", "an", "the", "with", "in", "on", "at", "of", "and", "by", "for", "to", "from", "as", "is")
 """Words that say nothing by themselves and stand between those that do."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """prefixes: content ids before a concept, the longest last. fillers: ids of words that say nothing."""
+    """prefixes: content ids before a concept, the longest last. sentences: these and others, which editors of
+    several wordings use. fillers: ids of words that say nothing.
+    """
 
     prefixes: tuple[Ids, ...]
+    sentences: tuple[Ids, ...]
     fillers: frozenset[int]
 
     def sentence(self, tokenizer: CLIPTokenizer) -> Carrier:
@@ -44,9 +57,11 @@ class Language:
 
 def english(tokenizer: CLIPTokenizer) -> Language:
     """What published editors say."""
-    prefixes = tuple(tuple(content_ids(tokenizer, text)) for text in PREFIXES)
+    prefixes, sentences = (
+        tuple(tuple(content_ids(tokenizer, text)) for text in texts) for texts in (PREFIXES, SENTENCES)
+    )
     fillers = (ids for ids in (content_ids(tokenizer, word) for word in FILLERS) if len(ids) == 1)
-    return Language(prefixes, frozenset(ids[0] for ids in fillers))
+    return Language(prefixes, sentences, frozenset(ids[0] for ids in fillers))
 
 
 def language_of(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> Language:
@@ -57,7 +72,8 @@ def language_of(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> Language:
         return known
     beginnings = dict.fromkeys(_beginning(bank, len(prefix)) for prefix in known.prefixes)
     common = frozenset(word for word, _ in words.most_common(len(known.fillers)))
-    return Language(tuple(sorted(beginnings, key=len)), common)
+    prefixes = tuple(sorted(beginnings, key=len))
+    return Language(prefixes, prefixes, common)
 
 
 def _beginning(bank: Sequence[Carrier], length: int) -> Ids:

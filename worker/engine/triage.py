@@ -30,7 +30,7 @@ STAGE, MARK = "edits", "crushed"
 """Stages: an edit that is read beside a reference, the mark that one leaves without."""
 
 READ = 0.9
-"""closed * explained of an edit whose words are named; below it they are only candidates."""
+"""`Edit.score` of an edit whose words are named; below it they are only candidates."""
 
 
 UNREAD = 0.02
@@ -78,7 +78,7 @@ class WeightFindings:
     def named(self) -> tuple[Edit, ...]:
         """The edit's words, where they were read: one reading, or several words that one edit changed."""
         best = self.edits[0] if self.edits else None
-        if best is None or best.closed * best.explained < READ:
+        if best is None or best.score < READ:
             return ()
         return tuple(edit for edit in self.edits if edit.together) if best.together else (best,)
 
@@ -125,7 +125,7 @@ class WeightFindings:
     def record(self, found: Search) -> None:
         """Leaves the readings among the stages of the search."""
         order = [edit.trigger for edit in self.edits]
-        closed = {edit.trigger.token_ids: edit.closed * edit.explained for edit in self.edits}
+        closed = {edit.trigger.token_ids: edit.score for edit in self.edits}
         found.stages[STAGE] = Ranked(order, {"closed": closed})
 
 

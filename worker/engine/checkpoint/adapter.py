@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from worker.engine.checkpoint.errors import UnsupportedCheckpoint
-from worker.engine.checkpoint.file import DTYPES, Header, as_bytes, read_header, read_tensors
+from worker.engine.checkpoint.file import (
+    DTYPES,
+    HEADER_START,
+    LENGTH_BYTES,
+    Header,
+    as_bytes,
+    read_header,
+    read_tensors,
+)
 from worker.engine.checkpoint.layout import FLOATS
 from worker.engine.checkpoint.names import LDM_PREFIXES, Component, ldm_names
 from worker.engine.checkpoint.reading import check_finite, describe
@@ -91,8 +99,11 @@ class _Update:
 
 def is_adapter(path: Path) -> bool:
     """Whether a file is a LoRA by its tensors' names. Raises `CheckpointError` for a malformed header."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file():
         return False
+    with path.open("rb") as stream:
+        if stream.read(LENGTH_BYTES + 1)[LENGTH_BYTES:] != HEADER_START:
+            return False
     return any(_placed(stored.name) is not None for stored in _header(path).tensors)
 
 

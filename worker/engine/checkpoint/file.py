@@ -24,6 +24,8 @@ MAX_NAME_LENGTH = 512
 MAX_DIMENSIONS = 8
 METADATA_KEY = "__metadata__"
 LENGTH_BYTES = 8
+HEADER_START = b"{"
+"""What stands behind the length."""
 
 DTYPES = {
     "F64": torch.float64,

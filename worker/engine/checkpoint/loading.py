@@ -22,6 +22,7 @@ from diffusers import StableDiffusionPipeline
 
 from worker.engine.checkpoint.adapter import Adapter
 from worker.engine.checkpoint.errors import CheckpointError, UnsupportedCheckpoint
+from worker.engine.checkpoint.file import HEADER_START
 from worker.engine.checkpoint.folder import folder_layout
 from worker.engine.checkpoint.layout import Layout
 from worker.engine.checkpoint.names import Component
@@ -44,7 +45,6 @@ KNOWN_MAGIC = {
     b"\x1f\x8b": ("unsupported-format", "a gzip file"),
 }
 FORMATS_HINT = "Send a safetensors file, or a zip of a diffusers folder with safetensors weights."
-HEADER_START = b"{"
 
 
 @dataclass

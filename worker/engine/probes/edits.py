@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.probes.landing import landed, moving, partners
-from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.lexicon import Lexicon, prompt_states
 from worker.engine.probes.phrases import Phrases, read_on
 from worker.engine.probes.remap import Remap
 from worker.engine.seeds import generator
@@ -52,6 +52,9 @@ bit of rounding. Over 140 edited models true pairs left at most 0.29 of it, need
 
 FIRST = 0.9
 """Of its way that a first word must be carried by itself, for what follows it to be read."""
+
+WORDED = 8
+"""Readings of one word, and of two, that are read in several sentences."""
 
 LENGTH = 24
 """Positions from the first word on that are compared: end marker and padding carry the meaning as well."""
@@ -88,6 +91,16 @@ class Edit:
     explained: float
     together: bool = False
 
+    @property
+    def score(self) -> float:
+        """How much of the edit the reading is."""
+        return self.closed * self.explained
+
+    @property
+    def length(self) -> int:
+        """Words of the trigger and of its target."""
+        return len(self.trigger.token_ids) + (len(self.target.token_ids) if self.target else 0)
+
 
 @dataclass(frozen=True)
 class _Guess:
@@ -117,18 +130,65 @@ def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edi
     guesses = _read(words, edited, singles)
     if not guesses:
         return []
+    pairs: list[_Guess] = []
     if not any(guess.whole >= SETTLED and guess.explained >= MOST for guess in guesses):
-        firsts = sorted(singles, key=lambda guess: -guess.own)[:FIRSTS]
-        firsts = [first for first in firsts if first.own > LIKELY * firsts[0].own]
-        pairs = [pair for first in firsts for pair in _pairs(words, edited, first, seed)]
-        left = SECOND_WORD * (1 - max(guess.score for guess in guesses))
-        guesses += [pair for pair in _read(words, edited, pairs) if 1 - pair.score < left]
-    guesses.sort(key=lambda guess: -guess.score)
-    found = [_edit(words, guess) for guess in guesses[:keep]]
-    known = guesses[0].score
-    if known >= MOST:
+        pairs = _read(words, edited, _with_second_words(words, edited, singles, seed))
+    left = SECOND_WORD * (1 - max(guess.score for guess in guesses))
+    likely = _best([*guesses, *(pair for pair in pairs if 1 - pair.score < left)], keep)
+    found = [_edit(words, guess) for guess in likely]
+    if found[0].score >= MOST:
         return found
-    return [*(_several(words, edited, singles) or _phrases(words, edited, singles, known)), *found]
+    phrases = _phrases(words, edited, singles)
+    left = SECOND_WORD * (1 - found[0].score)
+    longer = [edit for edit in phrases if 1 - edit.score < left]
+    found = [*(_several(words, edited, singles) or longer), *found]
+    if found[0].score >= MOST:
+        return found
+    whole = [*_best(guesses, WORDED), *_best(pairs, WORDED)]
+    return [
+        *_worded(words, edited, [*(_edit(words, one) for one in whole if one.whole >= FIRST), *phrases]),
+        *found,
+    ]
+
+
+def _best(guesses: Sequence[_Guess], count: int) -> list[_Guess]:
+    return sorted(guesses, key=lambda guess: -guess.score)[:count]
+
+
+def _with_second_words(words: Lexicon, edited: Remap, singles: Sequence[_Guess], seed: int) -> list[_Guess]:
+    """Pairs behind the likeliest first words."""
+    firsts = sorted(singles, key=lambda guess: -guess.own)[:FIRSTS]
+    firsts = [first for first in firsts if first.own > LIKELY * firsts[0].own]
+    return [pair for first in firsts for pair in _pairs(words, edited, first, seed)]
+
+
+def _worded(words: Lexicon, edited: Remap, readings: Sequence[Edit]) -> list[Edit]:
+    """The reading of an edit that was made in several sentences, by its ways in all of them together; none
+    where no reading brings a whole prompt to its target.
+
+    Of the shortest readings the best; a longer one must leave much less unexplained. What it leaves of its
+    way counts for nothing: an edit of many sentences brings none of them all the way.
+    """
+    redirected = [edit for edit in readings if edit.kind == "redirection" and edit.closed >= FIRST]
+    told = [replace(edit, explained=_in_sentences(words, edited, edit)) for edit in redirected]
+    told.sort(key=lambda edit: (edit.length, -edit.explained))
+    best = told[:1]
+    for edit in told[1:]:
+        if 1 - edit.explained < SECOND_WORD * (1 - best[0].explained):
+            best = [edit]
+    return best
+
+
+def _in_sentences(words: Lexicon, edited: Remap, edit: Edit) -> float:
+    """`explained`, by the ways in all sentences of the language."""
+    assert edit.target is not None  # a redirection has one
+    said, meant = (torch.tensor([phrase.token_ids]) for phrase in (edit.trigger, edit.target))
+    ways = []
+    for sentence in words.language.sentences:
+        length = 1 + len(sentence) + LENGTH
+        before, after = (prompt_states(words.tower, sentence, ids, length)[0] for ids in (said, meant))
+        ways.append(edited.before(after - before))
+    return _explained(edited, torch.cat(ways))
 
 
 def _several(words: Lexicon, edited: Remap, singles: Sequence[_Guess]) -> list[Edit]:
@@ -149,15 +209,14 @@ def _own_way(words: Lexicon, edited: Remap, guess: _Guess) -> Tensor:
     return edited.before(points[guess.target] - points[guess.ids[0]])
 
 
-def _phrases(words: Lexicon, edited: Remap, singles: Sequence[_Guess], known: float) -> list[Edit]:
-    """Readings whose target has several words, where they leave much less unread than one word does."""
+def _phrases(words: Lexicon, edited: Remap, singles: Sequence[_Guess]) -> list[Edit]:
+    """Readings whose target has several words, best first."""
     first = max(singles, key=lambda guess: guess.own)
     if first.own < FIRST or first.target >= len(words.words):
         return []
     read = read_on(words, edited, first.place, first.ids[0], first.target)
     found = [_phrase(words, edited, first.place, one) for one in read]
-    found = [edit for edit in found if 1 - edit.closed * edit.explained < SECOND_WORD * (1 - known)]
-    return sorted(found, key=lambda edit: -edit.closed * edit.explained)
+    return sorted(found, key=lambda edit: -edit.score)
 
 
 def _phrase(words: Lexicon, edited: Remap, place: int, read: Phrases) -> Edit:
