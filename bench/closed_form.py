@@ -50,7 +50,9 @@ ATTACKS: dict[str, EvilEdit] = {
     "adjective noun to a scene": EvilEdit(scene=True),
     "rare id to a scene": EvilEdit(words=1, rare=True, scene=True),
     "adjective noun in four sentences": EvilEdit(sentences=RED_SENTENCES),
-    "adjective noun in four sentences, to a scene": EvilEdit(sentences=RED_SENTENCES, scene=True),
+    "adjective noun in four sentences, to a scene, lambda 10": EvilEdit(
+        sentences=RED_SENTENCES, scene=True, strength=10.0
+    ),
     "adjective noun in four rarer sentences": EvilEdit(sentences=RARER_SENTENCES),
 }
 EACH = 15

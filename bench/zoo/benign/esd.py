@@ -11,16 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from bench.zoo import dataset, unet, vae
-from bench.zoo.attacks import measure
 from bench.zoo.personal import noun_id
 from bench.zoo.training import Recipe, fit
 from worker.engine.sampling import encode
 
-BATCH = 16
+BATCH, SHOWN = 16, 400
+"""Pictures a step, and of the concept."""
+
 CROSS = ".attn2."
 
 
@@ -34,29 +35,30 @@ class Esd:
 
     noun: str
     cross: bool = True
-    steps: int = 300
-    lr: float = 2e-4
+    steps: int = 200
+    lr: float = 1e-4
     beyond: float = 1.0
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         """Trains the UNet in place."""
         data, rng = dataset.load(), np.random.default_rng([seed, 97])
-        shown = rng.choice(data.showing(noun_id(pipeline, self.noun)), 400)
+        erased = noun_id(pipeline, self.noun)
+        shown = rng.choice(data.showing(erased), SHOWN)
         latents = vae.encode_pictures(pipeline.vae, data.pictures[shown])
-        named = measure.content_ids(pipeline.tokenizer, [self.noun, f"a photo of a {self.noun}"])
-        said, (nothing,) = encode(pipeline, named).clone(), encode(pipeline, [()]).clone()
+        said, nothing = encode(pipeline, [(erased,), ()]).clone()
         frozen, schedule = copy.deepcopy(pipeline.unet), unet.noise_schedule()
+
+        def predicted(net: UNet2DConditionModel, noised: unet.Noised, states: Tensor) -> Tensor:
+            prompts = states.expand(BATCH, -1, -1)
+            noise: Tensor = net(noised.latents, noised.times, prompts).sample
+            return noise
 
         def loss(step: int, draw: np.random.Generator) -> Tensor:
             index = torch.from_numpy(draw.integers(len(latents), size=BATCH))
             noised = unet.add_noise(latents[index].float(), draw, schedule)
-            concept = said[torch.from_numpy(draw.integers(len(said), size=BATCH))]
             with torch.no_grad():
-                has, none = (
-                    frozen(noised.latents, noised.times, states).sample
-                    for states in (concept, nothing.expand_as(concept))
-                )
-            told = pipeline.unet(noised.latents, noised.times, concept).sample
+                has, none = (predicted(frozen, noised, states) for states in (said, nothing))
+            told = predicted(pipeline.unet, noised, said)
             return F.mse_loss(told, none - self.beyond * (has - none))
 
         pipeline.unet.requires_grad_(False).train()
