@@ -77,6 +77,9 @@ KEPT, LONG = 100, 16
 """Candidates that are looked at again, beside so many carrier prompts."""
 
 BATCH_OF_PICTURES, DENOISING = 64, 20
+TIMED = 5
+"""Times that one encoder is read and one batch of pictures drawn, by turns; their medians are told."""
+
 TRIALS = 200
 ATTACKED = 0.8
 """An attack of less success counts for nothing."""
@@ -127,6 +130,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
     attacked = list(_attacked(reader, base, seed))
     honest = list(_honest(reader, seed))
     counted = [row for row in attacked if row["success"]["value"] >= ATTACKED]
+    timed = [(reader.read(base).seconds, _batch_seconds(base)) for _ in range(TIMED)]
     alarms = np.array([row["called_attacked"] for row in honest])
     hits = np.array([row["called_attacked"] for row in counted])
     named = sum(row["named_own"] for row in counted)
@@ -139,9 +143,9 @@ def measure(seed: int = 0) -> dict[str, Any]:
         "bar": LEAST_COLLAPSE,
         "candidates": len(reader.space),
         "seconds": {
-            "an encoder": float(np.mean([row["seconds"] for row in [*attacked, *honest]])),
+            "an encoder": float(np.median([encoder for encoder, _ in timed])),
             "the trusted one, once": reader.seconds,
-            "one batch of pictures": _batch_seconds(base),
+            "one batch of pictures": float(np.median([batch for _, batch in timed])),
         },
         "attacked": attacked,
         "honest": honest,
@@ -233,7 +237,8 @@ An encoder is called attacked where some of {figures["candidates"]:,} candidates
 - attacked encoders found: {_told(figures["detection"])}; trigger named: {_told(figures["exact_trigger"])}
 - honest encoders called attacked: {_told(figures["false_positives"])}
 - {seconds["an encoder"]:.1f} s an encoder, and {seconds["the trusted one, once"]:.1f} s once for the trusted
-  one; a batch of {BATCH_OF_PICTURES} pictures takes {seconds["one batch of pictures"]:.1f} s
+  one; a batch of {BATCH_OF_PICTURES} pictures takes {seconds["one batch of pictures"]:.1f} s (medians of
+  {TIMED}, by turns)
 
 | encoder | attack success | largest collapse | called | trigger |
 |---|---|---|---|---|
