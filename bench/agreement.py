@@ -1,6 +1,7 @@
 """Does the service say of a model what the command line says? The same file, prompts and seed, both ways.
 
     python -m bench.agreement examples .cache/zoo/attacked .cache/zoo/control
+    python -m bench.agreement .cache/zoo/adapter --reference examples/toy
 
 `python -m worker.engine scan` and a running `sauscan up` of its own scan each model at the same time. Each
 pair is kept as `bench.detection` keeps its scans.
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +34,27 @@ BUDGET, SEED = "quick", 0
 COMPARED = ("verdict", "findings", "coverage")
 
 
-def both(model: Model, client: Client) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Base:
+    """What models are compared with: a checkpoint here, its tensors' hashes, and its id in the service."""
+
+    path: Path
+    trusted: Path
+    id: str
+
+
+def both(model: Model, client: Client, base: Base | None) -> dict[str, Any]:
     """The two reports' verdicts, and what of COMPARED differs."""
     with tempfile.TemporaryDirectory() as folder:
-        running = subprocess.Popen(_command(model, Path(folder)), stdout=subprocess.DEVNULL)
-        served_report = _by_service(model, client)
+        command = _command(model, Path(folder), base)
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        served_report = _by_service(model, client, base)
         if running.wait() not in EXIT.values():
             raise RuntimeError(f"The command line gave up on {model.name}.")
         own = json.loads((Path(folder) / "report.json").read_text())
     return {
         "model": model.name,
+        "reference": base is not None,
         "attacked": model.truth is not None,
         "verdicts": [own["verdict"], served_report["verdict"]],
         "findings": len(own["findings"]),
@@ -52,14 +65,21 @@ def both(model: Model, client: Client) -> dict[str, Any]:
     }
 
 
-def _command(model: Model, out: Path) -> Sequence[str]:
+def _command(model: Model, out: Path, base: Base | None) -> Sequence[str]:
     prompts = EXAMPLES / "prompts.txt"
-    told = ("--out", out, "--prompts", prompts, "--clip", CLIP, "--budget", BUDGET, "--seed", SEED)
+    compared = ("--reference", base.path, "--trusted", base.trusted) if base else ()
+    told = (*compared, "--out", out, "--prompts", prompts, "--clip", CLIP, "--budget", BUDGET, "--seed", SEED)
     return [sys.executable, "-m", "worker.engine", "scan", str(model.path), *map(str, told)]
 
 
-def _by_service(model: Model, client: Client) -> dict[str, Any]:
-    options = {"prompts": prompts_of(), "budget": BUDGET, "seed": SEED, "cleanse": False}
+def _by_service(model: Model, client: Client, base: Base | None) -> dict[str, Any]:
+    options = {
+        "prompts": prompts_of(),
+        "budget": BUDGET,
+        "seed": SEED,
+        "cleanse": False,
+        "reference": base.id if base else None,
+    }
     with packed(model.path) as archive:
         scan = client.wait(client.submit(archive, options, force=True)["id"])
     if scan["state"] != "succeeded":
@@ -75,18 +95,27 @@ def _plain(part: Any) -> Any:
     return [_plain(one) for one in part] if isinstance(part, list) else part
 
 
-def agreements(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def agreements(folders: Sequence[Path], reference: Path | None) -> Iterator[dict[str, Any]]:
     """Of each model; those that were kept are not repeated."""
     with tempfile.TemporaryDirectory(prefix="sauscan-agreement-") as data:
         Path(data).chmod(0o755)  # a PostgreSQL started by root runs as another account
         with served(Path(data), Example(EXAMPLES)) as client:
+            base = _registered(client, reference, Path(data)) if reference else None
             for model in models(folders):
-                yield KIND.kept(model.name, partial(both, model, client))
+                name = f"{model.name}-ref" if base else model.name
+                yield KIND.kept(name, partial(both, model, client, base))
+
+
+def _registered(client: Client, reference: Path, folder: Path) -> Base:
+    with packed(reference) as archive:
+        made, trusted = client.trust(archive, reference.name), folder / "trusted.json"
+    trusted.write_text(json.dumps(client.reference(made["id"])))
+    return Base(reference, trusted, made["id"])
 
 
 def measure(published: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures for `agreement`: each model's newest pair, of the cache or of those `published` before."""
-    rows = {one["model"]: one for one in [*published, *KIND.newest()]}
+    rows = {(one["model"], one.get("reference", False)): one for one in [*published, *KIND.newest()]}
     found = [rows[name] for name in sorted(rows)]
     return {"pairs": found, "same": share(not one["differ"] for one in found)}
 
@@ -94,14 +123,15 @@ def measure(published: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def markdown(told: Mapping[str, Any]) -> str:
     """The section of RESULTS.md."""
     rows = "\n".join(
-        f"| {one['model']} | {'attacked' if one['attacked'] else 'honest'} | {' / '.join(one['verdicts'])} "
+        f"| {one['model']}{', beside its base' if one.get('reference') else ''} "
+        f"| {'attacked' if one['attacked'] else 'honest'} | {' / '.join(one['verdicts'])} "
         f"| {one['findings']} | {', '.join(one['differ']) or 'nothing'} | {one['engine']} |"
         for one in told["pairs"]
     )
     return f"""## The command line beside the service
 
-`python -m worker.engine scan` and a running service scanned the same files (budget {BUDGET}, seed {SEED}, no
-reference). Verdict, findings with their statistics, and coverage are the same for {told_share(told["same"])}.
+`python -m worker.engine scan` and a running service scanned the same files (budget {BUDGET}, seed {SEED}).
+Verdict, findings with their statistics, and coverage are the same for {told_share(told["same"])}.
 
 | model | | verdict: command / service | findings | what differs | engine |
 |---|---|---|---|---|---|
@@ -112,7 +142,9 @@ def main() -> None:
     """Compares what was not compared yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
-    for told in agreements(parser.parse_args().folders):
+    parser.add_argument("--reference", type=Path, help="the clean base, for both")
+    arguments = parser.parse_args()
+    for told in agreements(arguments.folders, arguments.reference):
         print(told["model"], *told["verdicts"], told["differ"], flush=True)
 
 

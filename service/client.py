@@ -123,6 +123,17 @@ class Client:
             headers = {"X-Checksum-Sha256": sha256}
             return self._json("POST", "/scans", data=fields, files=files, headers=headers)
 
+    def trust(self, path: Path, name: str, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
+        """Register a checkpoint as a trusted base called `name`; returns the reference."""
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
+        with _ReportedFile(path, on_bytes) as file:
+            chunks = iter(lambda: file.read(_CHUNK), b"")
+            return self._json("POST", "/references", params={"name": name}, content=chunks, headers=headers)
+
+    def reference(self, reference_id: str) -> dict[str, Any]:
+        """A trusted base with the hash of every tensor, as `--trusted` of the engine takes it."""
+        return self._json("GET", f"/references/{reference_id}")
+
     def get(self, scan_id: str) -> dict[str, Any]:
         """A scan as it is now."""
         return self._json("GET", f"/scans/{scan_id}")

@@ -26,11 +26,17 @@ def submit(
 
 def upload(client: Client, file: Path, options: dict[str, Any], *, force: bool = False) -> dict[str, Any]:
     """Send a checkpoint with a progress bar; returns the scan."""
-    with packed(file) as archive, Transfer(console, "uploading") as transfer:
+    with packed(file) as archive, Transfer("uploading") as transfer:
         scan = client.submit(archive, options, force=force, on_bytes=transfer.show)
     how = "answered by an earlier scan of the same file" if scan.get("reused") else "queued"
     notes.print(f"{scan['id']}  {how}")
     return scan
+
+
+def trust(client: Client, file: Path, name: str) -> dict[str, Any]:
+    """Register a trusted base with a progress bar; returns the reference."""
+    with packed(file) as archive, Transfer("uploading") as transfer:
+        return client.trust(archive, name, on_bytes=transfer.show)
 
 
 def watch(client: Client, scan_id: str) -> dict[str, Any]:
@@ -51,7 +57,7 @@ def save(client: Client, scan: dict[str, Any], out: Path) -> Path | None:
     console.print(f"saved {out / 'report.html'} and report.json")
     if "model" not in scan["links"]:
         return None
-    with Transfer(console, "fetching") as transfer:
+    with Transfer("fetching") as transfer:
         path, digest = client.download_model(scan["id"], out, on_bytes=transfer.show)
     console.print(f"saved {path}\nsha256 {digest}, as the service's header says")
     return path
@@ -60,7 +66,7 @@ def save(client: Client, scan: dict[str, Any], out: Path) -> Path | None:
 def download(client: Client, scan_id: str, out: Path) -> bool:
     """Save all that a scan published, and nothing else, in an empty folder; returns whether it is signed."""
     files = client.files(scan_id)
-    with Transfer(console, "fetching") as transfer:
+    with Transfer("fetching") as transfer:
         for file in files:
             client.download(file, out, on_bytes=transfer.show)
     console.print(f"saved {len(files)} files in {out}")

@@ -50,11 +50,13 @@ def visible(text: str) -> str:
 
 
 class Transfer(AbstractContextManager["Transfer"]):
-    """A progress bar of bytes, drawn from the first call of `show`, which is what a transfer calls."""
+    """A progress bar of bytes among the notes, drawn from the first call of `show`, which is what a transfer
+    calls.
+    """
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, title: str) -> None:
         columns = (TextColumn("{task.description:10}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, console=console)
+        self._progress = Progress(*columns, console=notes)
         self._task = self._progress.add_task(title, total=None)
 
     def __exit__(self, *_: object) -> None:

@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(running.up)
 app.command()(scans.submit)
 app.command()(scans.wait)
+app.command()(scans.trust)
 app.command()(results.check)
 app.command()(results.report)
 app.command()(results.download)

@@ -44,7 +44,9 @@ ApiKey = Annotated[str | None, typer.Option(help="API key.", envvar="SAUSCAN_API
 Data = Annotated[
     Path, typer.Option(help="Folder of an embedded service, to find it by.", envvar="SAUSCAN_DATA_DIR")
 ]
-Reference = Annotated[str | None, typer.Option(help="Id of the registered base to compare with (ref_…).")]
+Reference = Annotated[
+    str | None, typer.Option(help="Id of the registered base to compare with, or that a LoRA is for (ref_…).")
+]
 Announced = Annotated[
     list[str] | None,
     typer.Option(metavar="WORD", help="A new word that the model's maker announces; may be given again."),

@@ -121,6 +121,20 @@ def finish(client: Client, scan_id: str, keep: Keep, bar: Bar) -> NoReturn:
     raise typer.Exit(judge(client, scan_id, bar))
 
 
+def trust(
+    file: Annotated[
+        Path, typer.Argument(help="A checkpoint: .safetensors, .zip or a diffusers folder.", exists=True)
+    ],
+    name: Annotated[str, typer.Option(help="What to call it.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data: Data = DEFAULT_FOLDER,
+) -> None:
+    """Register a base that you trust, for scans to be compared with; prints its id."""
+    with client_of(url, api_key, data) as client:
+        console.print(steps.trust(client, file, name)["id"])
+
+
 def list_scans(
     limit: Annotated[int, typer.Option(min=1)] = 20,
     url: Url = None,

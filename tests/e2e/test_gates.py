@@ -80,6 +80,13 @@ def test_the_command_exits_with_the_verdict(pipeline: Pipeline, behaviour: str, 
     assert run.returncode == status, run.stdout + run.stderr
 
 
+def test_a_script_reads_nothing_but_the_id_of_a_fresh_upload(pipeline: Pipeline) -> None:
+    file = pipeline.folder / "fresh.safetensors"
+    file.write_bytes(stub_checkpoint(salt="fresh"))
+    run = pipeline.stack.sauscan("submit", str(file))
+    assert re.fullmatch(r"scn_[0-9a-f]{32}\n", run.stdout), run.stdout + run.stderr
+
+
 def test_every_report_lands_in_its_file(pipeline: Pipeline) -> None:
     file, kept = pipeline.folder / pipeline.model("fail"), pipeline.folder / "kept"
     kinds = ("sarif", "junit", "html", "markdown")
@@ -134,6 +141,16 @@ def test_a_base_that_nobody_registered_is_an_error(pipeline: Pipeline) -> None:
     run = pipeline.stack.sauscan("submit", str(file), "--reference", base)
     assert run.returncode == 2
     assert base in run.stdout + run.stderr
+
+
+def test_a_base_is_registered_and_named_by_its_id(pipeline: Pipeline) -> None:
+    base = pipeline.folder / "base.safetensors"
+    base.write_bytes(stub_checkpoint(salt="base"))
+    registered = pipeline.stack.sauscan("trust", str(base), "--name", "base")
+    assert registered.returncode == 0, registered.stdout + registered.stderr
+    file = pipeline.folder / pipeline.model("pass")
+    run = pipeline.stack.sauscan("submit", str(file), "--reference", registered.stdout.strip(), "--wait")
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_a_report_that_cannot_be_written_is_an_error_and_no_verdict(pipeline: Pipeline) -> None:
