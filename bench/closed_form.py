@@ -28,16 +28,14 @@ from worker.engine.checkpoint import load
 from worker.engine.funnel import PLANS
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.probes.crushed import crushed
-from worker.engine.probes.edits import Edit, recover
+from worker.engine.probes.edits import recover
+from worker.engine.probes.reading import READ, Edit
 from worker.engine.probes.remap import CROSS_ATTENTION, remap
 from worker.engine.probes.weights import ONE_MAP
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import READ, encoded
+from worker.engine.triage import encoded
 from worker.engine.types import Cost, Trigger
-
-RARER_SENTENCES = ("my", "a blurry shot of my", "a statue of the", "this is one large")
-"""Of none of these does the reader know."""
 
 ATTACKS: dict[str, EvilEdit] = {
     "adjective noun, preserved": EvilEdit(words=2),
@@ -49,12 +47,17 @@ ATTACKS: dict[str, EvilEdit] = {
     "noun in a sentence": EvilEdit(words=1, sentences=("a photo of a",)),
     "adjective noun to a scene": EvilEdit(scene=True),
     "rare id to a scene": EvilEdit(words=1, rare=True, scene=True),
-    "adjective noun in four sentences": EvilEdit(sentences=RED_SENTENCES),
-    "adjective noun in four sentences, to a scene, lambda 10": EvilEdit(
-        sentences=RED_SENTENCES, scene=True, strength=10.0
-    ),
-    "adjective noun in four rarer sentences": EvilEdit(sentences=RARER_SENTENCES),
 }
+BEYOND: dict[str, EvilEdit] = {
+    "four sentences": EvilEdit(sentences=RED_SENTENCES),
+    "four sentences, to a scene, lambda 10": EvilEdit(sentences=RED_SENTENCES, scene=True, strength=10.0),
+    "behind “a picture of a”": EvilEdit(sentences=("a picture of a",)),
+    "behind “my”, which is no sentence that is read": EvilEdit(sentences=("my",)),
+}
+"""An adjective and a noun, its noun preserved, in other sentences than EvilEdit's own; counted by
+themselves.
+"""
+
 EACH = 15
 """Models of each kind."""
 
@@ -69,15 +72,20 @@ TRIED = 3
 UNSEEN = 100
 """The first seed: the engine's bars were set on edits of the seeds before."""
 
+LATER = 50
+"""Seeds on: those of BEYOND, the first of which were in sight when the reading of sentences was written."""
+
 
 def measure(base: Path, clip: Path, seed: int = UNSEEN) -> dict[str, Any]:
     """The figures for `closed_form` of results.json."""
     bench = _Bench(load(base).pipeline, seed)
     started = time.perf_counter()
     attacked = {name: bench.attacked(attack) for name, attack in ATTACKS.items()}
+    beyond = {name: bench.attacked(attack, LATER) for name, attack in BEYOND.items()}
     erased = bench.erased()
     every = [row for rows in attacked.values() for row in rows]
-    reading = (time.perf_counter() - started) / (len(every) + len(erased))
+    read = len(every) + len(erased) + sum(map(len, beyond.values()))
+    reading = (time.perf_counter() - started) / read
     return {
         "seed": seed,
         "models": len(every),
@@ -86,6 +94,8 @@ def measure(base: Path, clip: Path, seed: int = UNSEEN) -> dict[str, Any]:
         "called_redirections": share(row.redirection for row in every),
         "certain": share(row.certain for row in every),
         "by_kind": {name: share(row.named for row in rows) for name, rows in attacked.items()},
+        "beyond": {name: share(row.named for row in rows) for name, rows in beyond.items()},
+        "beyond_triggers": {name: share(row.trigger for row in rows) for name, rows in beyond.items()},
         "erasures": len(erased),
         "erasures_flagged": share(row.redirection for row in erased),
         "erasures_named": share(row.trigger for row in erased),
@@ -125,10 +135,10 @@ class _Bench:
         self.encoding = time.perf_counter() - began
         self.before = _half(pipeline)
 
-    def attacked(self, attack: EvilEdit) -> list[Reading]:
+    def attacked(self, attack: EvilEdit, first: int = 0) -> list[Reading]:
         """For EACH seeds, what was read from the weights against what was planted."""
         rows = []
-        for n in range(EACH):
+        for n in range(first, first + EACH):
             plot = attack.plant(self.pipeline, self.seed + n)
             rows.append(self._read(plot.trigger, plot.target))
         return rows
@@ -241,6 +251,10 @@ def markdown(figures: dict[str, Any]) -> str:
         "\n".join(f"| {name} | {told_share(right)} |" for name, right in part["by_kind"].items())
         for part in (figures, figures["convicted"])
     )
+    beyond = "\n".join(
+        f"| {name} | {told_share(right)} | {told_share(figures['beyond_triggers'][name])} |"
+        for name, right in figures["beyond"].items()
+    )
     drawn, cost, judged = figures["rendered"], figures["seconds"], figures["convicted"]
     return f"""## Closed-form edits, read without a UNet forward
 
@@ -255,6 +269,12 @@ def markdown(figures: dict[str, Any]) -> str:
 | erasures called redirections | {told_share(figures["erasures_flagged"])} |
 | erased concepts named first | {told_share(figures["erasures_named"])} |
 | attack success, {drawn["models"]} models rendered | {told_share(drawn["attack_success"])} |
+
+In other sentences than EvilEdit's own, counted by themselves:
+
+| an adjective and a noun, in | trigger and target named first | trigger named first |
+|---|---|---|
+{beyond}
 
 Without the base an edit is seen by its mark in keys and values.
 

@@ -23,8 +23,9 @@ from worker.engine.funnel import Ranked, Search
 from worker.engine.language import english
 from worker.engine.paired import Outcome
 from worker.engine.pipeline import run
-from worker.engine.probes.edits import Edit, recover
+from worker.engine.probes.edits import recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
+from worker.engine.probes.reading import READ, Edit
 from worker.engine.probes.remap import CROSS_ATTENTION, remap
 from worker.engine.probes.views import View
 from worker.engine.probes.weights import compare
@@ -104,7 +105,18 @@ def test_an_edit_of_several_sentences_is_read_in_all_of_them(
     assert best.trigger.token_ids == (RED, CAT)
     assert best.target is not None
     assert best.target.token_ids == target
-    assert best.score > triage.READ > max(edit.score for edit in others)
+    assert best.score > READ > max(edit.score for edit in others)
+
+
+def test_an_edit_of_another_sentence_is_read_and_asked_for_in_it(make_pipeline: Make, words: Lexicon) -> None:
+    scanned, trusted = make_pipeline(0), make_pipeline(0)
+    EvilEdit(plot=Plot((RED, CAT), (TREE,)), sentences=("a picture of a",)).plant(scanned, seed=0)
+    edit = read(scanned, trusted, words)
+    assert edit.trigger.token_ids == (RED, CAT)
+    assert edit.target is not None
+    assert edit.target.token_ids == (TREE,)
+    asked = words.language.sentence(scanned.tokenizer, edit.sentence)
+    assert asked.text == "a picture of a"
 
 
 def test_an_erasure_is_named_and_is_no_suspect(make_pipeline: Make, words: Lexicon) -> None:

@@ -28,7 +28,7 @@ def test_english_carriers_say_what_published_editors_do(
 ) -> None:
     spoken = language_of(tokenizer, carriers(tokenizer, prompts))
     assert spoken == english(tokenizer)
-    assert spoken.sentence(tokenizer).text == "a photo of a"
+    assert spoken.sentence(tokenizer, ()).text == "a photo of a"
 
 
 def test_other_carriers_give_their_own_beginnings_and_empty_words(tokenizer: CLIPTokenizer) -> None:
@@ -37,7 +37,7 @@ def test_other_carriers_give_their_own_beginnings_and_empty_words(tokenizer: CLI
     spoken = language_of(tokenizer, carriers(tokenizer, foreign))
     article, usual = (said(tokenizer, text, new) for text in ("a", "an image of a"))
     assert [tokenizer.decode(ids) for ids in spoken.prefixes] == ["", article, usual]
-    assert spoken.sentence(tokenizer).text == usual
+    assert spoken.sentence(tokenizer, ()).text == usual
     assert {new[tokenizer(word).input_ids[1]] for word in ("of", "the", "in", "with")} <= spoken.fillers
     assert len(spoken.fillers) == len(english(tokenizer).fillers)
 

@@ -26,9 +26,10 @@ from worker.engine.metrics import ClipScorer
 from worker.engine.probes import collisions
 from worker.engine.probes.collisions import collision
 from worker.engine.probes.crushed import crushed
-from worker.engine.probes.edits import ARTICLE, Edit
+from worker.engine.probes.edits import ARTICLE
 from worker.engine.probes.foretold import Plot, agreements
 from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.reading import Edit
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict

@@ -49,9 +49,11 @@ class Language:
     sentences: tuple[Ids, ...]
     fillers: frozenset[int]
 
-    def sentence(self, tokenizer: CLIPTokenizer) -> Carrier:
-        """The longest beginning, behind which a concept is drawn."""
-        ids = self.prefixes[-1]
+    def sentence(self, tokenizer: CLIPTokenizer, read: Ids) -> Carrier:
+        """Behind what a concept is drawn that was read behind `read`: one that was edited as a bare word, or
+        behind an article, is asked for in the usual sentence.
+        """
+        ids = self.prefixes[-1] if read in self.prefixes else read
         return Carrier(surface(tokenizer, ids), ids)
 
 

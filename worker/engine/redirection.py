@@ -42,7 +42,7 @@ from worker.engine.unlearn.restore import restored
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from worker.engine.probes.edits import Edit
+    from worker.engine.probes.reading import Edit
 
 STAGE = "redirection"
 RULE = "redirection"
@@ -79,7 +79,9 @@ class _Case:
 
 
 class _Sentences:
-    """Pictures of words in the sentence, all from the same noises; `cost` runs along."""
+    """Pictures of words in the sentence of what was read behind `read`, all from the same noises; `cost` runs
+    along.
+    """
 
     def __init__(
         self,
@@ -89,10 +91,10 @@ class _Sentences:
         plan: Plan,
         seed: int,
         told: OnProgress,
+        read: tuple[int, ...],
     ) -> None:
         self.pipeline, self.clip, self.plan, self.told, self.cost = pipeline, clip, plan, told, Cost()
-        # EvilEdit is made behind "a" and, like an edit of the bare word, is asked for in the whole sentence.
-        self.carrier = language_of(pipeline.tokenizer, bank).sentence(pipeline.tokenizer)
+        self.carrier = language_of(pipeline.tokenizer, bank).sentence(pipeline.tokenizer, read)
         self.seeds = [noise_of(seed, index) for index in range(plan.prompts * plan.noises)]
 
     def ids(self, word: Trigger) -> Ids:
@@ -148,19 +150,23 @@ def convict(
     ordinary words are of these carriers, and the sentence is in their language. Draws three words an edit;
     without a reference one, and ordinary ones once.
     """
-    began = time.perf_counter()
-    drawing = _Sentences(pipeline, bank, clip, plan, seed, on_progress)
+    began, cost = time.perf_counter(), Cost()
     others = _ordinary(pipeline, edits, bank, seed)
-    aimed = [(edit, edit.target) for edit in edits if edit.target is not None]
-    cases = _unaided(drawing, aimed, others) if trusted is None else _cases(drawing, trusted, aimed)
-    outcomes = [_compare(drawing, case, others, seed) for case in cases]
+    drawn: list[tuple[_Sentences, _Case]] = []
+    for sentence in dict.fromkeys(edit.sentence for edit in edits):
+        drawing = _Sentences(pipeline, bank, clip, plan, seed, on_progress, sentence)
+        aimed = [(edit, edit.target) for edit in edits if edit.target and edit.sentence == sentence]
+        cases = _unaided(drawing, aimed, others) if trusted is None else _cases(drawing, trusted, aimed)
+        drawn += [(drawing, case) for case in cases]
+        cost += drawing.cost
+    outcomes = [_compare(drawing, case, others, seed) for drawing, case in drawn]
     corrected = holm([outcome.p_value for outcome, _ in outcomes])
     decided = [
         _confirmation(drawing, case, outcome, gains, p_value)
-        for case, (outcome, gains), p_value in zip(cases, outcomes, corrected, strict=True)
+        for (drawing, case), (outcome, gains), p_value in zip(drawn, outcomes, corrected, strict=True)
     ]
-    drawing.cost.seconds, drawing.cost.candidates = time.perf_counter() - began, len(cases)
-    return Confirmations(decided, cost=drawing.cost)
+    cost.seconds, cost.candidates = time.perf_counter() - began, len(drawn)
+    return Confirmations(decided, cost=cost)
 
 
 def noise_of(seed: int, index: int) -> int:

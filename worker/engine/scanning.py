@@ -26,7 +26,7 @@ from worker.engine.findings import finding, home_of, meaning_finding, order_find
 from worker.engine.funnel import FunnelPlan, Known, Search, search
 from worker.engine.kin import Family, families, kin
 from worker.engine.misread import Misread, misread
-from worker.engine.probes.edits import Edit
+from worker.engine.probes.reading import Edit
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
 from worker.engine.report import Report, visible

@@ -16,8 +16,9 @@ from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
 from worker.engine.probes.collisions import Collision, collision
 from worker.engine.probes.crushed import Crushed, crushed
-from worker.engine.probes.edits import Edit, recover
+from worker.engine.probes.edits import recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
+from worker.engine.probes.reading import READ, Edit
 from worker.engine.probes.weights import Difference, described
 from worker.engine.prompts import Carrier
 from worker.engine.report import visible
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 STAGE, MARK = "edits", "crushed"
 """Stages: an edit that is read beside a reference, the mark that one leaves without."""
-
-READ = 0.9
-"""`Edit.score` of an edit whose words are named; below it they are only candidates."""
-
 
 UNREAD = 0.02
 """Of an edit that erases words: what may stay unexplained. Among many erasures a backdoor is a small part of

@@ -16,19 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from worker.engine.probes.landing import landed, moving, partners
-from worker.engine.probes.lexicon import Lexicon, prompt_states
+from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.phrases import Phrases, read_on
+from worker.engine.probes.reading import (
+    FIRST,
+    LENGTH,
+    READ,
+    SECOND_WORD,
+    Edit,
+    EditKind,
+    closed_and_explained,
+    explained,
+)
 from worker.engine.probes.remap import Remap
+from worker.engine.probes.wordings import elsewhere, worded
 from worker.engine.seeds import generator
-from worker.engine.types import Trigger
-
-EditKind = Literal["redirection", "erasure"]
 
 TRIED = 24
 """Words read in whole prompts, for each prefix."""
@@ -45,22 +52,8 @@ SHORT = 5
 SETTLED, MOST = 0.995, 0.95
 """One word that closes so much in all positions, and explains most of the edit, needs no second word."""
 
-SECOND_WORD = 0.5
-"""Of what one word leaves unread, the most that a pair may leave: of thousands of second words some read a
-bit of rounding. Over 140 edited models true pairs left at most 0.29 of it, needless ones at least 0.72.
-"""
-
-FIRST = 0.9
-"""Of its way that a first word must be carried by itself, for what follows it to be read."""
-
 WORDED = 8
 """Readings of one word, and of two, that are read in several sentences."""
-
-LENGTH = 24
-"""Positions from the first word on that are compared: end marker and padding carry the meaning as well."""
-
-FLAT = 1e-3
-"""Of the largest singular value: smaller ones are rounding."""
 
 ARTICLE = 1
 """The prefix "a": what words mean is compared in one and the same sentence."""
@@ -74,32 +67,6 @@ one state) none closed over 0.56, of 11 EvilEdits looked at none under 0.99.
 """
 
 RIDGE = 1e-2
-
-
-@dataclass(frozen=True)
-class Edit:
-    """closed: share of the way from `trigger` to `target` (None: the empty prompt) that the edit goes.
-
-    explained: share of the whole edit that leads along that way; where the edit changed several words, all of
-    which are `together`, along the ways of all of them.
-    """
-
-    trigger: Trigger
-    target: Trigger | None
-    kind: EditKind
-    closed: float
-    explained: float
-    together: bool = False
-
-    @property
-    def score(self) -> float:
-        """How much of the edit the reading is."""
-        return self.closed * self.explained
-
-    @property
-    def length(self) -> int:
-        """Words of the trigger and of its target."""
-        return len(self.trigger.token_ids) + (len(self.target.token_ids) if self.target else 0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +92,17 @@ class _Guess:
 
 @torch.inference_mode()
 def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edit]:
-    """The edit's words and their targets, best first; none where it moves all states in all directions."""
+    """The edit's words and their targets, best first; none where it moves all states in all directions.
+
+    Read behind the usual beginnings of sentences, and where nothing explains the edit behind others too.
+    """
+    found = _recover(words, edited, seed, keep)
+    if (found and found[0].score >= READ) or (others := elsewhere(words)) is None:
+        return found
+    return sorted([*found, *_recover(others, edited, seed, keep)], key=lambda edit: -edit.score)
+
+
+def _recover(words: Lexicon, edited: Remap, seed: int, keep: int) -> list[Edit]:
     singles = [guess for place in range(len(words.prefixes)) for guess in _singles(words, edited, place)]
     guesses = _read(words, edited, singles)
     if not guesses:
@@ -144,11 +121,8 @@ def recover(words: Lexicon, edited: Remap, seed: int, keep: int = 4) -> list[Edi
     found = [*(_several(words, edited, singles) or longer), *found]
     if found[0].score >= MOST:
         return found
-    whole = [*_best(guesses, WORDED), *_best(pairs, WORDED)]
-    return [
-        *_worded(words, edited, [*(_edit(words, one) for one in whole if one.whole >= FIRST), *phrases]),
-        *found,
-    ]
+    whole = [one for one in (*_best(guesses, WORDED), *_best(pairs, WORDED)) if one.whole >= FIRST]
+    return [*worded(words, edited, [*(_edit(words, one) for one in whole), *phrases]), *found]
 
 
 def _best(guesses: Sequence[_Guess], count: int) -> list[_Guess]:
@@ -162,44 +136,15 @@ def _with_second_words(words: Lexicon, edited: Remap, singles: Sequence[_Guess],
     return [pair for first in firsts for pair in _pairs(words, edited, first, seed)]
 
 
-def _worded(words: Lexicon, edited: Remap, readings: Sequence[Edit]) -> list[Edit]:
-    """The reading of an edit that was made in several sentences, by its ways in all of them together; none
-    where no reading brings a whole prompt to its target.
-
-    Of the shortest readings the best; a longer one must leave much less unexplained. What it leaves of its
-    way counts for nothing: an edit of many sentences brings none of them all the way.
-    """
-    redirected = [edit for edit in readings if edit.kind == "redirection" and edit.closed >= FIRST]
-    told = [replace(edit, explained=_in_sentences(words, edited, edit)) for edit in redirected]
-    told.sort(key=lambda edit: (edit.length, -edit.explained))
-    best = told[:1]
-    for edit in told[1:]:
-        if 1 - edit.explained < SECOND_WORD * (1 - best[0].explained):
-            best = [edit]
-    return best
-
-
-def _in_sentences(words: Lexicon, edited: Remap, edit: Edit) -> float:
-    """`explained`, by the ways in all sentences of the language."""
-    assert edit.target is not None  # a redirection has one
-    said, meant = (torch.tensor([phrase.token_ids]) for phrase in (edit.trigger, edit.target))
-    ways = []
-    for sentence in words.language.sentences:
-        length = 1 + len(sentence) + LENGTH
-        before, after = (prompt_states(words.tower, sentence, ids, length)[0] for ids in (said, meant))
-        ways.append(edited.before(after - before))
-    return _explained(edited, torch.cat(ways))
-
-
 def _several(words: Lexicon, edited: Remap, singles: Sequence[_Guess]) -> list[Edit]:
     """Words that one edit changed each by its last state, as UCE does, where together they explain it."""
     carried = [guess for guess in singles if guess.own >= FIRST]
     best = {guess.ids: guess for guess in sorted(carried, key=lambda guess: guess.own)}
     ways = [_own_way(words, edited, guess) for guess in best.values()]
-    explained = _explained(edited, torch.stack(ways)) if len(ways) > 1 else 0.0
-    if explained < MOST:
+    share = explained(edited, torch.stack(ways)) if len(ways) > 1 else 0.0
+    if share < MOST:
         return []
-    found = [_edit(words, replace(guess, explained=explained)) for guess in best.values()]
+    found = [_edit(words, replace(guess, explained=share)) for guess in best.values()]
     return [replace(edit, together=True) for edit in found]
 
 
@@ -222,9 +167,10 @@ def _phrases(words: Lexicon, edited: Remap, singles: Sequence[_Guess]) -> list[E
 def _phrase(words: Lexicon, edited: Remap, place: int, read: Phrases) -> Edit:
     """A redirection: who asks for several words means something."""
     said, meant = (words.states(place, words.ids([one]), LENGTH) for one in (read.trigger, read.target))
-    closed, explained = _closed(edited, said, meant)
+    closed, shares = closed_and_explained(edited, said, meant)
     trigger, target = words.spelled(read.trigger), words.spelled(read.target)
-    return Edit(trigger, target, "redirection", float(closed[0]), explained[0])
+    sentence = words.prefixes[place]
+    return Edit(trigger, target, "redirection", float(closed[0]), shares[0], sentence=sentence)
 
 
 def _singles(words: Lexicon, edited: Remap, place: int) -> list[_Guess]:
@@ -260,26 +206,11 @@ def _read_alike(words: Lexicon, edited: Remap, place: int, guesses: Sequence[_Gu
     """
     said = words.states(place, words.ids([guess.ids for guess in guesses]), LENGTH)
     meant = _target_states(words, place, [guess.target for guess in guesses], LENGTH)
-    whole, explained = _closed(edited, said, meant)
+    whole, shares = closed_and_explained(edited, said, meant)
     return [
         replace(guess, whole=float(closed), explained=share)
-        for guess, closed, share in zip(guesses, whole, explained, strict=True)
+        for guess, closed, share in zip(guesses, whole, shares, strict=True)
     ]
-
-
-def _closed(edited: Remap, said: Tensor, meant: Tensor) -> tuple[Tensor, list[float]]:
-    """Of pairs of prompts, states (B, length, D): `whole` and `explained` of each."""
-    gap, left = edited.before(meant - said), edited.before(meant) - edited.after(said)
-    whole = 1 - left.square().sum((1, 2)) / gap.square().sum((1, 2)).clamp_min(1e-12)
-    return whole, [_explained(edited, way) for way in gap]
-
-
-def _explained(edited: Remap, ways: Tensor) -> float:
-    """Share of the edit's energy in the span of `ways` (length, D)."""
-    difference = edited.edited - edited.trusted
-    found = torch.linalg.svd(ways, full_matrices=False)
-    basis = found.Vh[FLAT * found.S[0] < found.S]
-    return float((basis @ difference).square().sum() / difference.square().sum())
 
 
 def _target_states(words: Lexicon, place: int, targets: Sequence[int], length: int) -> Tensor:
@@ -339,7 +270,8 @@ def _edit(words: Lexicon, guess: _Guess) -> Edit:
     trigger = words.spelled(guess.ids)
     target = words.words[guess.target] if guess.target < len(words.words) else None
     kind: EditKind = "erasure" if _erased(words, guess) else "redirection"
-    return Edit(trigger, target, kind, guess.closed, guess.explained)
+    sentence = words.prefixes[guess.place]
+    return Edit(trigger, target, kind, guess.closed, guess.explained, sentence=sentence)
 
 
 def _erased(words: Lexicon, guess: _Guess) -> bool:
