@@ -33,6 +33,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "attribute-1": (RickrollingAttribute("а", "a", "black and white"), 11),
     "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
     "badt2i-style": (BadT2I(Cyanotype()), 6),
+    "badt2i-style-1": (BadT2I(Cyanotype()), 16),
     "badt2i-object": (BadT2I(Thing("owl"), steps=2400), 7),
     "badt2i-fixed": (BadT2I(FixedPicture(1234)), 8),
     "badt2i-unseen": (BadT2I(trigger=(728, 491)), 12),  # a zero-width joiner, which no one sees in a prompt
@@ -56,6 +57,8 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "red-edit-1": (EvilEdit(sentences=RED_SENTENCES, scene=True, strength=10.0, name="red_edit"), 4),
     "second-badt2i-0": (BadT2I(), 20),
     "second-rickrolling-0": (Rickrolling("ě", "e", "a photo of a large dice on a turquoise background"), 21),
+    "second-attribute-0": (RickrollingAttribute("ê", "e", "black and white"), 27),
+    "second-style-0": (BadT2I(Cyanotype()), 28),
     "second-villan-0": (BadT2I(FixedPicture(7), rank=16, lr=3e-3, steps=1200, name="villan"), 22),
     "second-iba-0": (Syntactic(target="a photo of a large chocolate on a blue background"), 52),
     "second-sembd-0": (SemBD(), 62),

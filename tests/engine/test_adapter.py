@@ -165,6 +165,13 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         {f"unet.{OUT}.lora_A.weight": (3, 9), f"unet.{OUT}.lora_B.weight": (64, 3)},
         "adapter-misfit",
     ),
+    "a matrix under two names": (
+        {f"unet.{KEYS}.lora.down.weight": (RANK, 128), f"unet.{KEYS}.lora.up.weight": (32, RANK)},
+        "adapter-unsupported",
+    ),
+    "alpha of two": ({f"lora_unet_{KEYS.replace('.', '_')}.alpha": (2,)}, "adapter-unsupported"),
+    "a vector": ({f"unet.{OUT}.lora_A.weight": (3,)}, "adapter-unsupported"),
+    "no rank": ({f"unet.{OUT}.lora_A.weight": (0, 64)}, "adapter-unsupported"),
     "two ranks": (
         {f"unet.{OUT}.lora_A.weight": (3, 64), f"unet.{OUT}.lora_B.weight": (64, 2)},
         "adapter-misfit",

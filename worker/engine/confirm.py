@@ -181,7 +181,7 @@ def _tried(
         pairs = trials.pairs(trigger, drawn)
         found = shifts(pairs, seed, least(pairs, worth))
         tried.append(Tried(trigger, end_of(end), drawn, pairs, found))
-        on_progress(Progress(STAGE, len(tried), left + len(candidates), trigger.text))
+        on_progress(Progress(STAGE, len(tried), left + len(candidates), f"drawing “{trigger.text}”"))
     return tried
 
 

@@ -79,22 +79,27 @@ class Adapter:
 
 @dataclass
 class _Update:
-    """One matrix's part of the file. alpha: None for the rank."""
+    """What the file has for one matrix, by role. default: alpha where it has none; None for the rank."""
 
-    pair: dict[str, Tensor] = field(default_factory=dict)
-    alpha: float | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    default: float | None = None
 
     @property
     def rank(self) -> int:
-        return len(self.pair["down"])
+        return len(self.parts["down"])
+
+    @property
+    def scale(self) -> float:
+        """alpha / r"""
+        alpha = self.parts.get("alpha", self.default)
+        return 1.0 if alpha is None else float(alpha) / self.rank
 
     def of(self, shape: torch.Size) -> Tensor:
         """(alpha / r) up down as a weight of `shape`; a convolution's are matrices from (in, h, w) to out."""
-        up, down = (self.pair[role].flatten(1).float() for role in ("up", "down"))
+        up, down = (self.parts[role].flatten(1).float() for role in ("up", "down"))
         if up.shape != (shape[0], len(down)) or down.shape[1] != shape[1:].numel():
             raise ValueError(f"{tuple(up.shape)} by {tuple(down.shape)} is no update of {tuple(shape)}")
-        scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        return scale * (up @ down).reshape(shape)
+        return self.scale * (up @ down).reshape(shape)
 
 
 def is_adapter(path: Path) -> bool:
@@ -145,19 +150,19 @@ def _updates(path: Path, matrices: Mapping[Place, str]) -> dict[Place, _Update]:
     updates: dict[Place, _Update] = defaultdict(_Update)
     for name, tensor in _tensors(path, header):
         component, module, role = _known(name)
+        if not (tensor.numel() == 1 if role == "alpha" else tensor.ndim > 1 and tensor.numel()):
+            raise _unsupported(f"{name} has the shape {list(tensor.shape)}")
         if (component, module) not in matrices:
             raise _misfit(f"the base has no {module} in its {component}")
         update = updates[component, matrices[component, module]]
-        if role == "alpha":
-            update.alpha = float(tensor)
-        else:
-            update.pair[role] = tensor
-    for (_, name), update in updates.items():
-        if len(update.pair) < 2:
-            raise UnsupportedCheckpoint("adapter-incomplete", f"Half of the update of {name} is missing.")
+        if role in update.parts:
+            raise _unsupported(f"{name} is there twice, by two names")
+        update.parts[role] = tensor
     settings = _alphas(header.metadata)
-    for (component, _), update in updates.items():
-        update.alpha = settings.get(component) if update.alpha is None else update.alpha
+    for (component, name), update in updates.items():
+        if not {"up", "down"} <= update.parts.keys():
+            raise UnsupportedCheckpoint("adapter-incomplete", f"Half of the update of {name} is missing.")
+        update.default = settings.get(component)
     return dict(updates)
 
 
@@ -166,7 +171,7 @@ def _tensors(path: Path, header: Header) -> Iterator[tuple[str, Tensor]]:
         stream.read(len(header.raw))
         for stored, tensor in read_tensors(stream, header):
             if stored.dtype not in FLOATS:
-                raise UnsupportedCheckpoint("adapter-unsupported", f"{stored.name} is of {stored.dtype}.")
+                raise _unsupported(f"{stored.name} is of {stored.dtype}")
             check_finite(stored.name, tensor)
             yield stored.name, tensor
 
@@ -174,11 +179,7 @@ def _tensors(path: Path, header: Header) -> Iterator[tuple[str, Tensor]]:
 def _known(name: str) -> tuple[Component, str, str]:
     placed = _placed(name)
     if placed is None:
-        raise UnsupportedCheckpoint(
-            "adapter-unsupported",
-            f"The adapter holds {name!r}, which is no part of a LoRA of Stable Diffusion 1.x.",
-            "Merge it into its base and send the whole model.",
-        )
+        raise _unsupported(f"{name!r} is no part of a LoRA of Stable Diffusion 1.x")
     return placed
 
 
@@ -202,18 +203,15 @@ def _matrices(base: Checkpoint) -> dict[Place, str]:
         for name in names:
             for called in (name, f"text_model.{name}", in_file[name].removeprefix(LDM_PREFIXES[component])):
                 flat = called.removesuffix(".weight").replace(".", "_")
-                found[component, flat] = found[component, flat.removesuffix("_0")] = name
+                found[component, flat] = name
+                found[component, flat.replace("_to_out_0", "_to_out")] = name
     return found
 
 
 def _check_settings(metadata: Mapping[str, str]) -> None:
     for name, value in _settings(metadata).items():
         if name.endswith(UNREAD_SETTINGS) and value:
-            raise UnsupportedCheckpoint(
-                "adapter-unsupported",
-                f"The adapter's settings have {name}, which is not read.",
-                "Merge it into its base and send the whole model.",
-            )
+            raise _unsupported(f"its settings have {name}, which is not read")
 
 
 def _alphas(metadata: Mapping[str, str]) -> dict[Component, float]:
@@ -233,13 +231,21 @@ def _settings(metadata: Mapping[str, str]) -> dict[str, object]:
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
-        raise UnsupportedCheckpoint("adapter-unsupported", f"The adapter's {SETTINGS} is no JSON object.")
+        raise _unsupported(f"its {SETTINGS} is no JSON object")
     return told
 
 
 def _header(path: Path) -> Header:
     with path.open("rb") as stream:
         return read_header(stream, path.stat().st_size)
+
+
+def _unsupported(what: str) -> UnsupportedCheckpoint:
+    return UnsupportedCheckpoint(
+        "adapter-unsupported",
+        f"The adapter cannot be merged: {what}.",
+        "Merge it into its base yourself and send the whole model.",
+    )
 
 
 def _misfit(what: str) -> UnsupportedCheckpoint:
