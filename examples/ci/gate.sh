@@ -5,7 +5,7 @@ trap 'exit 2' ERR
 api() { curl -sSf --retry 5 -K <(printf 'header = "Authorization: Bearer %s"\n' "$SAUSCAN_API_KEY") "$@"; }
 get() { python3 -c 'import json, sys; print(json.load(sys.stdin)["'"$1"'"].encode("unicode_escape").decode())'; }
 scan=$(api -T "$1" -X POST -H "X-Filename: ${1##*/}" -H "Content-Type: application/octet-stream" -o /dev/null \
-  -w '%header{location}' "$SAUSCAN_URL/scans?budget=${SAUSCAN_BUDGET:-standard}")
+  -w '%header{location}' "$SAUSCAN_URL/scans?budget=${SAUSCAN_BUDGET:-standard}${SAUSCAN_REFERENCE:+&reference=$SAUSCAN_REFERENCE}")
 until [[ ${state:-} =~ ^(succeeded|failed|cancelled|expired)$ ]]; do
   sleep 1 && state=$(api -H "Prefer: wait=30" "$SAUSCAN_URL$scan" | get state)
 done

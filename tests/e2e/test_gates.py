@@ -149,8 +149,12 @@ def test_a_base_is_registered_and_named_by_its_id(pipeline: Pipeline) -> None:
     registered = pipeline.stack.sauscan("trust", str(base), "--name", "base")
     assert registered.returncode == 0, registered.stdout + registered.stderr
     file = pipeline.folder / pipeline.model("pass")
-    run = pipeline.stack.sauscan("submit", str(file), "--reference", registered.stdout.strip(), "--wait")
+    named = registered.stdout.strip()
+    run = pipeline.stack.sauscan("submit", str(file), "--reference", named, "--wait")
     assert run.returncode == 0, run.stdout + run.stderr
+    assert pipeline.bash(f"bash {CI}/gate.sh {file.name}", SAUSCAN_REFERENCE=named).returncode == 0
+    unknown = pipeline.bash(f"bash {CI}/gate.sh {file.name}", SAUSCAN_REFERENCE=f"ref_{'0' * 32}")
+    assert unknown.returncode == 2
 
 
 def test_a_report_that_cannot_be_written_is_an_error_and_no_verdict(pipeline: Pipeline) -> None:
