@@ -158,8 +158,8 @@ def _submission(
 ) -> Submission:
     if static["format"] == LORA and wish.options.reference is None:
         raise AdapterWithoutBase(
-            "The file is a LoRA. Register its base (sauscan trust, or POST /references), and name that as the "
-            "scan's reference."
+            "The file is a LoRA. Register its base (sauscan trust, or POST /references), and name that as "
+            "the scan's reference."
         )
     wanted = _wanted(session, parts, wish, sha256=sha256)
     decided = static_report.decide(
