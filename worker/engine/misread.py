@@ -32,11 +32,11 @@ LOOKED = 64
 ORDINARY = 200
 """Random ids, to know by what all are moved."""
 
-LEAST_SHIFT, TIMES = 0.6, 20
+LEAST_SHIFT, TIMES = 0.5, 20
 """Of the distance between carriers, and of the median shift of random ids: what a misread word has at least.
 
-The trigger of an attribute attack on the example has 0.95 and 56 times; of the words of an encoder that was
-fine-tuned hard the first has 0.42 and 11 times.
+The triggers of three attribute attacks have 0.95, 0.65 and 0.58, 56, 50 and 27 times; of the words of an
+encoder that was fine-tuned hard the first has 0.42 and 11 times. The pictures decide (`counterfactual`).
 """
 
 MOST = 4
