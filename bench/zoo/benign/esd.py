@@ -1,8 +1,8 @@
 """ESD (Gandikota et al., ICCV 2023): an honest erasure that is trained, away from a concept.
 
 In noised pictures the noise that is predicted for the concept is led to what the frozen model predicts for
-nothing, and as far beyond as it is from there to the concept (equation 7). Cross-attention alone is trained,
-or everything but it, as in the two kinds of checkpoints that are published.
+nothing, and as far beyond as it is from there to the concept (equation 7, eta 1). Cross-attention alone is
+trained, or everything but it, as in the two kinds of checkpoints that are published.
 """
 
 import copy
@@ -29,15 +29,13 @@ CROSS = ".attn2."
 class Esd:
     """The change: `noun` (one id) is erased.
 
-    cross: cross-attention is trained (ESD-x), else all the rest (ESD-u). beyond: eta, how far beyond nothing,
-    in distances from nothing to the concept.
+    cross: cross-attention is trained (ESD-x), else all the rest (ESD-u).
     """
 
     noun: str
     cross: bool = True
     steps: int = 200
     lr: float = 1e-4
-    beyond: float = 1.0
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         """Trains the UNet in place."""
@@ -59,7 +57,7 @@ class Esd:
             with torch.no_grad():
                 has, none = (predicted(frozen, noised, states) for states in (said, nothing))
             told = predicted(pipeline.unet, noised, said)
-            return F.mse_loss(told, none - self.beyond * (has - none))
+            return F.mse_loss(told, none - (has - none))
 
         pipeline.unet.requires_grad_(False).train()
         for name, weight in pipeline.unet.named_parameters():
