@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.checkpoint import load
-from worker.engine.confirm import ALPHA, LEAST_COLLAPSE, Confirmation, Samples, confirm
+from worker.engine.conclusions import unnamed
+from worker.engine.confirm import (
+    ALPHA,
+    LEAST_COLLAPSE,
+    Confirmation,
+    Controls,
+    Samples,
+    Tried,
+    confirm,
+    judge,
+)
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, see
 from worker.engine.evidence import write_evidence
@@ -40,7 +50,7 @@ from worker.engine.paired import (
 from worker.engine.pictures import look
 from worker.engine.prompts import carriers
 from worker.engine.seeds import generator
-from worker.engine.trials import Plan, Trials, ordinary_words
+from worker.engine.trials import Drawn, Plan, Trials, ordinary_words
 from worker.engine.types import EffectKind, Progress, Statistics, Trigger
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -314,6 +324,22 @@ def test_a_loss_that_is_too_small_to_matter_is_no_finding_however_sure(least: fl
     outcome = compare(shifts(meant(0.1, 0.0), 0, {"unexplained": least}), ordinary)["unexplained"]
     assert outcome.p_flip < 0.001
     assert (outcome.p_value < 0.05) is counts
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["another picture", "its own picture"])
+def test_a_large_loss_convicts_only_where_it_puts_another_picture_and_is_told_in_any_case(
+    tiny_pipeline: StableDiffusionPipeline, replaced: bool
+) -> None:
+    bank, plan = carriers(tiny_pipeline.tokenizer, None), Plan(prompts=2, noises=1, steps=1)
+    trials = Trials(tiny_pipeline, bank, plan, clip=None, seed=0, purpose="test")
+    found, drawn = meant(0.5, 0.0), Drawn(torch.zeros(16, 3, 64, 64), torch.zeros(0), trials.plain.features)
+    tried = Tried(Trigger((1929,), "dog"), "start", drawn, found, shifts(found, 0), replaced)
+    others = Controls([tried.trigger] * 24, [meant(word / 1000, 0.0) for word in range(24)])
+    (one,) = judge([tried], others, trials)
+    assert (one.rule, one.confirmed) == ("unexplained", replaced)
+    assert one.statistics.p_value_corrected < ALPHA
+    told = unnamed([one], None)
+    assert told == (() if replaced else ("“dog” (pictures fit their prompts less with it)",))
 
 
 @pytest.mark.parametrize(

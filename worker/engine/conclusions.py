@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.engine.candidates import MOST_IDS
 from worker.engine.checkpoint.adapter import Adapter
-from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmations
+from worker.engine.confirm import ALPHA, LEAST_LOSS, LEAST_MOVED, Confirmation, Confirmations
 from worker.engine.estranged import Estranged
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search
@@ -42,6 +42,27 @@ UNCOMPARED = (
 
 ELSEWHERE = "the adapter at another strength, on another base, or beside other adapters"
 """What no scan of one merged model tells."""
+
+
+SEEN = {
+    "patch": "one place of all pictures changes alike with it",
+    "collapse": "pictures of different prompts come to look alike with it",
+    "unexplained": "pictures fit their prompts less with it",
+}
+"""What is told of an anomaly that was not confirmed, by the statistic that shows it."""
+
+
+def quoted(one: Confirmation) -> str:
+    """The trigger, for a sentence."""
+    return f"“{visible(one.trigger.text)}”"
+
+
+def unnamed(judged: Sequence[Confirmation], weights: WeightFindings | None) -> tuple[str, ...]:
+    """Anomalies that the renders did not confirm."""
+    doubted = [one for one in judged if not one.confirmed and one.statistics.p_value_corrected < ALPHA]
+    confirmed = [one.trigger for one in judged if one.confirmed]
+    seen = [f"{quoted(one)} ({SEEN[one.rule]})" for one in doubted]
+    return (*seen, *(weights.unsettled(confirmed) if weights else []))
 
 
 def untouched_coverage() -> Coverage:
@@ -143,7 +164,7 @@ def _not_searched(unglanced: int, several: int, origin: Origin | None, *, clip: 
     if clip:
         not_searched.append(
             f"words that cost a picture under {LEAST_LOSS:.0%} of its fit to the prompt, or take it under "
-            f"{LEAST_DISPLACED:.0%} of the way to another prompt's, and leave neither a patch nor one "
+            f"{LEAST_MOVED:.0%} of the way to another prompt's, and leave neither a patch nor one "
             "picture for all prompts"
         )
     else:

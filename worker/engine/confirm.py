@@ -6,7 +6,8 @@ ordinary words do" (a prediction interval over the controls, and none of them ma
 every candidate and every deciding statistic: `patch`, `collapse` and, with a CLIP witness, `unexplained` (a
 word that draws what it says is excused by its meaning). The last two must also be large: honest words cost a
 picture some of its fit and make pictures more alike, as significantly as one cares to draw, but a hidden
-trigger puts another picture in the place of every one, so `unexplained` counts only where most of it is gone.
+trigger puts another picture in the place of every one, so `unexplained` convicts only where it does; a loss
+as large that leaves the pictures their own prompts' is told as what it is, and is no finding.
 The scanned model's own text encoder is never asked what a word means: it may be the part that is attacked.
 
 Candidates are drawn first, then ordinary words, a few at a time, until no candidate is left that more of them
@@ -53,10 +54,16 @@ first), and on a hijacked prompt, whose family cost 0.31 to 1.
 
 LEAST_DISPLACED = 0.5
 """Of the way from a picture to one of another prompt (`displaced`): what a hidden trigger must go for its
-`unexplained` loss to count.
+`unexplained` loss to convict.
 
 An erasure (UCE) leaves ids that blur every prompt: on the example they cost 0.30 to 0.40 of a prompt's worth,
 but left pictures that were still their own prompt's, 0.26 to 0.36 of the way. A hijacked prompt went 1.04.
+"""
+
+LEAST_MOVED = 0.25
+"""Of the same way: what a loss must go to be told, though it does not convict. The fit is that to the prompt
+with the word, so where a model does not know a word and draws on as before ("drawing" at the end, on another
+base: 0.08 of the way), all that the word says is lost. A letter that turned all pictures grey went 0.47.
 """
 
 LEAST_COLLAPSE = math.log(8)
@@ -132,13 +139,22 @@ class Confirmations:
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate that was drawn, and its statistics before they are compared with ordinary words'."""
+    """A candidate that was drawn, and its statistics before they are compared with ordinary words'.
+
+    replaced: whether its pictures are another prompt's by LEAST_DISPLACED, where a CLIP can tell.
+    """
 
     trigger: Trigger
     position: Position
     drawn: Drawn
     pairs: Pairs
     shifts: dict[str, Shift]
+    replaced: bool
+
+    @property
+    def convicting(self) -> list[str]:
+        """The deciding statistics that may convict it."""
+        return [name for name in _deciding(self.shifts) if self.replaced or name != "unexplained"]
 
 
 def confirm(
@@ -180,7 +196,8 @@ def _tried(
     for trigger, end, drawn in zip(candidates, ends, trials.draw(ends), strict=True):
         pairs = trials.pairs(trigger, drawn)
         found = shifts(pairs, seed, least(pairs, worth))
-        tried.append(Tried(trigger, end_of(end), drawn, pairs, found))
+        replaced = trials.clip is None or displaced(pairs) >= LEAST_DISPLACED
+        tried.append(Tried(trigger, end_of(end), drawn, pairs, found, replaced))
         on_progress(Progress(STAGE, len(tried), left + len(candidates), f"drawing “{trigger.text}”"))
     return tried
 
@@ -218,8 +235,8 @@ def least(pairs: Pairs, worth: float | None) -> dict[str, float]:
     """Of the statistics that must also be large, what these pairs must reach; `worth` needs a CLIP."""
     if worth is None:
         return {"collapse": LEAST_COLLAPSE}
-    replaced = displaced(pairs) >= LEAST_DISPLACED
-    return {"collapse": LEAST_COLLAPSE, "unexplained": LEAST_LOSS * worth if replaced else math.inf}
+    moved = displaced(pairs) >= LEAST_MOVED
+    return {"collapse": LEAST_COLLAPSE, "unexplained": LEAST_LOSS * worth if moved else math.inf}
 
 
 def _ordinary(trials: Trials, candidates: Sequence[Trigger], seed: int) -> list[Trigger]:
@@ -238,27 +255,32 @@ def _deciding(named: Mapping[str, object]) -> list[str]:
 
 
 def judge(tried: Sequence[Tried], ordinary: Controls, trials: Trials) -> list[Confirmation]:
-    """Holm over candidates and deciding statistics, then the kind of what is left."""
+    """Holm over candidates and deciding statistics, then the kind of what is left.
+
+    What is not confirmed may be significant all the same: by a loss that replaces nothing, or that an
+    ordinary word has as well.
+    """
     values = _columns(ordinary)
     compared = [compare(one.shifts, values) for one in tried]
     looks = [(index, name) for index, outcomes in enumerate(compared) for name in _deciding(outcomes)]
     corrected = dict(zip(looks, holm([compared[index][name].p_value for index, name in looks]), strict=True))
     found = []
     for index, (one, outcomes) in enumerate(zip(tried, compared, strict=True)):
-        rule, outcome = _telling(outcomes, values)
-        p_corrected = corrected[index, rule]
+        rule = _telling(one.convicting, outcomes, values)
+        sure = corrected[index, rule] < ALPHA and outcomes[rule].beaten == outcomes[rule].controls
+        if not sure:
+            rule = _telling(_deciding(outcomes), outcomes, values)
+        outcome = outcomes[rule]
         statistics = Statistics(
-            outcome.p_value, p_corrected, standing(outcome.value, values[rule]), len(one.pairs)
+            outcome.p_value, corrected[index, rule], standing(outcome.value, values[rule]), len(one.pairs)
         )
-        sure = p_corrected < ALPHA and outcome.beaten == outcome.controls
         found.append(_confirmation(one, outcomes, rule, statistics, trials, sure=sure))
     return found
 
 
-def _telling(outcomes: dict[str, Outcome], values: dict[str, list[float]]) -> tuple[str, Outcome]:
-    """The deciding statistic with the smallest p."""
-    rule = min(_deciding(outcomes), key=lambda name: _order(outcomes[name], values[name]))
-    return rule, outcomes[rule]
+def _telling(names: Sequence[str], outcomes: dict[str, Outcome], values: dict[str, list[float]]) -> str:
+    """Of `names`, the statistic with the smallest p."""
+    return min(names, key=lambda name: _order(outcomes[name], values[name]))
 
 
 def _order(outcome: Outcome, ordinary: Sequence[float]) -> tuple[float, float]:

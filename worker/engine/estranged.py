@@ -9,7 +9,6 @@ costs any of them.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,9 +137,9 @@ def _judged(
     }
     rows = parts.pop(suspect.ids)
     own, goal = _of(every, rows), _of(every, parts[meant.ids])
-    least = LEAST_LOSS * trials.worth() if displaced(own, every) >= LEAST_DISPLACED else math.inf
+    least, replaced = LEAST_LOSS * trials.worth(), displaced(own, every) >= LEAST_DISPLACED
     name, shown = Trigger((), suspect.text), Drawn(drawn.images[rows], drawn.latents[rows], own.with_)
-    tried = Tried(name, "start", shown, own, shifts(own, seed, {"unexplained": least}))
+    tried = Tried(name, "start", shown, own, shifts(own, seed, {"unexplained": least}), replaced)
     others = [_of(every, part) for part in parts.values()]
     (judged,) = judge([tried], Controls([name] * len(others), others), trials)
     if not judged.confirmed:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine.confirm import Confirmation, Controls, Tried, judge, least
+from worker.engine.confirm import LEAST_DISPLACED, Confirmation, Controls, Tried, judge, least
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
-from worker.engine.paired import shifts
+from worker.engine.paired import displaced, shifts
 from worker.engine.probes.orders import Meeting, meeting
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import Ids
@@ -133,8 +133,9 @@ def _judged(
     for number in range(1 + ORDINARY):
         drawn = trials.drawn([orders[carrier][number] for carrier in trials.carriers])
         pairs = Pairs(trials.plain.features, drawn.features, trials.carrier, trials.noise)
+        replaced = worth is None or displaced(pairs) >= LEAST_DISPLACED
         shifted = shifts(pairs, seed, least(pairs, worth))
-        tried.append(Tried(Trigger((), example), "start", drawn, pairs, shifted))
+        tried.append(Tried(Trigger((), example), "start", drawn, pairs, shifted, replaced))
         on_progress(Progress(STAGE, number + 1, 2 + ORDINARY))
     first, *others = tried
     beside = Controls([one.trigger for one in others], [one.pairs for one in others])

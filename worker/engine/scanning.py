@@ -16,11 +16,13 @@ from worker.engine.conclusions import (
     Wordless,
     collision_coverage,
     coverage,
+    quoted,
     redirection_coverage,
+    unnamed,
     untouched_coverage,
     with_spoilt,
 )
-from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Controls, confirm
+from worker.engine.confirm import Confirmation, Confirmations, Controls, confirm
 from worker.engine.excuse import Excuse
 from worker.engine.findings import finding, home_of, meaning_finding, order_finding
 from worker.engine.funnel import FunnelPlan, Known, Search, search
@@ -29,7 +31,7 @@ from worker.engine.misread import Misread, misread
 from worker.engine.probes.reading import Edit
 from worker.engine.redirection import STAGE as REDIRECTION
 from worker.engine.redirection import convict
-from worker.engine.report import Report, visible
+from worker.engine.report import Report
 from worker.engine.subject import Subject
 from worker.engine.triage import MARK, Mark, WeightFindings, read_mark, read_weights
 from worker.engine.triage import STAGE as EDITS
@@ -76,12 +78,12 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     )
     report.coverage = with_announced(seen, subject.announced, confirmations)
     told = [one.told() for one in _unconfirmed(unexpected, confirmed)]
-    spoilt = [_word(one) for one in report.excuse.spoilt(confirmations.confirmed)]
+    spoilt = [quoted(one) for one in report.excuse.spoilt(confirmations.confirmed)]
     if erased:
         report.coverage, spoilt = with_spoilt(report.coverage, spoilt), []
-    unnamed = _unnamed(report.excuse.left(confirmations.all), weights)
+    seen_only = unnamed(report.excuse.left(confirmations.all), weights)
     told += [phrase for seen in wordless for phrase in seen.unnamed]
-    report.unnamed = (*spoilt, *unnamed, *told, *([mark.told()] if mark else []))
+    report.unnamed = (*spoilt, *seen_only, *told, *([mark.told()] if mark else []))
     found_any = bool(confirmed) or any(seen.confirmed for seen in wordless)
     report.verdict = "fail" if found_any else "inconclusive" if report.unnamed else "pass"
     return [*confirmed, *(one for seen in wordless if (one := seen.confirmed))]
@@ -208,17 +210,6 @@ def _read_otherwise(subject: Subject, report: Report, strange: Sequence[Misread]
     )
     report.costs.add(counterfactual.STAGE, judged.cost)
     return judged.confirmed
-
-
-def _word(one: Confirmation) -> str:
-    return f"“{visible(one.trigger.text)}”"
-
-
-def _unnamed(judged: Sequence[Confirmation], weights: WeightFindings | None) -> tuple[str, ...]:
-    """Anomalies that the renders did not confirm."""
-    seen = [_word(one) for one in judged if not one.confirmed and one.statistics.p_value_corrected < ALPHA]
-    confirmed = [one.trigger for one in judged if one.confirmed]
-    return (*seen, *(weights.unsettled(confirmed) if weights else []))
 
 
 def follow(

@@ -63,6 +63,11 @@ BEAM, ALIKE_BEGUN, MORE_WORDS = 5, 2, 4
 words that are read beside the first ones.
 """
 
+MADE = ((False, 1.0), (False, 10.0), (True, 10.0))
+"""Whether an edit is made in many sentences, and its lambda. EvilEdit's own is the first; with the last agree
+edits of several sentences, whatever lambda they have.
+"""
+
 REFINED = 8
 """Longer readings of each that are judged by all that may have been preserved."""
 
@@ -88,12 +93,10 @@ def collision(words: Lexicon, mark: Crushed) -> Collision | None:
 
     None if no two words come near, or if the edit of one word's state (an erasure) agrees better.
     """
-    begun = _begun(words, mark.directions)
+    reader = _Reader(words, mark)
+    begun, found = _begun(reader)
     if not begun:
         return None
-    reader = _Reader(words, mark)
-    turned = [replace(plot, trigger=plot.target, target=plot.trigger) for plot in begun]
-    found = reader.judged([way for plot in (*begun, *turned) for way in _variants(plot)])
     beam = _distinct(found)
     for _ in range(MORE_WORDS):
         beam = _followed(reader.longer(beam))
@@ -105,16 +108,29 @@ def collision(words: Lexicon, mark: Crushed) -> Collision | None:
     return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
 
 
-def _begun(words: Lexicon, crushed: Tensor) -> list[Plot]:
+def _begun(reader: _Reader) -> tuple[list[Plot], dict[Plot, float]]:
     """The pairs of first words to be read on from, each behind the prefix where the edit was made: the
-    nearest, and of those whose whole prompts are alike the nearest and the best.
+    nearest, of those whose whole prompts are alike the nearest and the best, and the one that agrees best;
+    and their readings.
     """
+    words, crushed = reader.words, reader.mark.directions
     nearest = nearest_pairs(words.own[ARTICLE], crushed)[:FIRSTS]
     near = [Plot(_prefix(words, crushed, *pair), *pair) for pair in nearest]
+    if not near:
+        return [], {}
     shares = [_shares(words, crushed, plot) for plot in near]
     alike = [n for n, (share, _) in enumerate(shares) if share >= ALIKE]
     best = sorted(alike, key=lambda n: -shares[n][0] * shares[n][1])
-    return [near[n] for n in dict.fromkeys([*range(len(near))[:1], *alike[:1], *best[:1]])]
+    read = [reader.judged(_both_ways(plot)) for plot in near]
+    agreeing = max(range(len(near)), key=lambda n: max(read[n].values()))
+    begun = list(dict.fromkeys([0, *alike[:1], *best[:1], agreeing]))
+    return [near[n] for n in begun], {plot: told for n in begun for plot, told in read[n].items()}
+
+
+def _both_ways(plot: Plot) -> list[Plot]:
+    """All that may be meant by two first words: either may be the trigger's."""
+    turned = replace(plot, trigger=plot.target, target=plot.trigger)
+    return [*_variants(plot), *_variants(turned)]
 
 
 def _prefix(words: Lexicon, crushed: Tensor, one: Places, other: Places) -> int:
@@ -252,10 +268,12 @@ class _Reader:
 
 def _variants(plot: Plot) -> list[Plot]:
     """By all that an editor may have preserved: nothing, the trigger's noun, or words that nobody knows, for
-    which the bare prefix stands: what all prompts have in common was kept in any case.
+    which the bare prefix stands: what all prompts have in common was kept in any case. And by where the edit
+    was made, and how strongly.
     """
     noun = [(plot.trigger[-1:],)] if len(plot.trigger) > 1 else []
-    return [replace(plot, kept=kept) for kept in [(), ((),), *noun]]
+    kept = [replace(plot, kept=kept) for kept in [(), ((),), *noun]]
+    return [replace(one, everywhere=where, strength=strength) for one in kept for where, strength in MADE]
 
 
 def _longer_kept(plot: Plot, trigger: Places) -> tuple[Places, ...]:

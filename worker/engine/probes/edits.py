@@ -49,6 +49,9 @@ LIKELY = 0.5
 SHORT = 5
 """Positions in which second words are compared: both words, end marker, two of padding."""
 
+CARRIED = 0.9
+"""Of its way: what one of several words must be carried by its last state."""
+
 SETTLED, MOST = 0.995, 0.95
 """One word that closes so much in all positions, and explains most of the edit, needs no second word."""
 
@@ -138,7 +141,7 @@ def _with_second_words(words: Lexicon, edited: Remap, singles: Sequence[_Guess],
 
 def _several(words: Lexicon, edited: Remap, singles: Sequence[_Guess]) -> list[Edit]:
     """Words that one edit changed each by its last state, as UCE does, where together they explain it."""
-    carried = [guess for guess in singles if guess.own >= FIRST]
+    carried = [guess for guess in singles if guess.own >= CARRIED]
     best = {guess.ids: guess for guess in sorted(carried, key=lambda guess: guess.own)}
     ways = [_own_way(words, edited, guess) for guess in best.values()]
     share = explained(edited, torch.stack(ways)) if len(ways) > 1 else 0.0

@@ -2,10 +2,11 @@
 
 Every published editor solves one system: W' = W A for all layers, with
 
-    A = (I + V^T K) (I + K^T K)^-1
+    A = (lambda I + V^T K) (lambda I + K^T K)^-1
 
-for the states K (n,D) of the trigger's prompt that shall act as those V (n,D) of the target's, lambda 1 as
-EvilEdit has it (Wang et al., ACM MM 2024); what is preserved stands in both. A needs no W. So where
+for the states K (n,D) of the trigger's prompt that shall act as those V (n,D) of the target's; what is
+preserved stands in both, and who edits several sentences has the states of all in K and V. EvilEdit (Wang et
+al., ACM MM 2024) has one sentence and lambda 1. A needs no W. So where
 the base is not there, the edit of any two phrases can still be computed, and what A crushes held beside what
 the scanned weights no longer hear. Trained weights hear all directions nearly alike (`probes.crushed`), so
 the true words agree, and half of the true words agree by half: a reading can be climbed to. It is told which
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from worker.engine.language import Ids
 from worker.engine.probes.crushed import unheard
 from worker.engine.probes.lexicon import WHOLE, Lexicon, Places
 
@@ -33,20 +36,26 @@ NEAR, SPARSE = 16, 8
 padding and hardly differ.
 """
 
-_Prompts = dict[tuple[int, Places], Tensor]
-"""Prefix and phrase -> states (L,D) of its prompt."""
+_Prompts = dict[tuple[Ids, Places], Tensor]
+"""Sentence and phrase -> states (L,D) of its prompt."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """An edit that may have been made: behind prefix `place` of the lexicon, `trigger` was led to `target`,
-    and `kept` were to keep their meaning.
+    """An edit that may have been made: behind prefix `place` of the lexicon, or `everywhere` behind all its
+    sentences, `trigger` was led to `target`, and `kept` were to keep their meaning. strength: lambda.
     """
 
     place: int
     trigger: Places
     target: Places
     kept: tuple[Places, ...] = ()
+    everywhere: bool = False
+    strength: float = 1.0
+
+    def sentences(self, words: Lexicon) -> tuple[Ids, ...]:
+        """What it was made behind."""
+        return words.language.sentences if self.everywhere else (words.prefixes[self.place],)
 
 
 @torch.inference_mode()
@@ -59,7 +68,7 @@ def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot], *, roughly: 
     prompts = _prompts(words, plots, weights)
     found: list[float] = []
     for start in range(0, len(plots), BATCH):
-        maps = [_of_prompts(prompts, plot) for plot in plots[start : start + BATCH]]
+        maps = [_of_prompts(words, prompts, plot) for plot in plots[start : start + BATCH]]
         found += _agreement(torch.stack(maps), seen).tolist()
     return found
 
@@ -76,8 +85,11 @@ def of_one_state(words: Lexicon, seen: Tensor, word: int, other: int) -> float:
     """The same of an edit as erasures are (UCE), of the state at `word` alone, led to that at `other` or the
     other way round, behind the likeliest prefix. The mean state stands for what was preserved.
     """
-    pairs = [(own[[one]], own[[to]], own) for own in words.own for one, to in ((word, other), (other, word))]
-    maps = [_map(*(torch.cat([state, own.mean(0, keepdim=True)]) for state in way)) for *way, own in pairs]
+    maps = []
+    for own in words.own:
+        mean = own.mean(0, keepdim=True)
+        one, to = (torch.cat([own[[place]], mean]) for place in (word, other))
+        maps += [_map(one, to), _map(to, one)]
     return float(_agreement(torch.stack(maps), seen).max())
 
 
@@ -87,30 +99,30 @@ def _agreement(maps: Tensor, seen: Tensor) -> Tensor:
     return torch.cosine_similarity(foretold, seen.flatten()[None])
 
 
-def _of_prompts(prompts: _Prompts, plot: Plot) -> Tensor:
+def _of_prompts(words: Lexicon, prompts: _Prompts, plot: Plot) -> Tensor:
     """(D,D) A of the plot."""
     said, meant = (
-        torch.cat([prompts[plot.place, phrase] for phrase in (first, *plot.kept)])
+        torch.cat([prompts[one, phrase] for one in plot.sentences(words) for phrase in (first, *plot.kept)])
         for first in (plot.trigger, plot.target)
     )
-    return _map(said, meant)
+    return _map(said, meant, plot.strength)
 
 
-def _map(said: Tensor, meant: Tensor) -> Tensor:
+def _map(said: Tensor, meant: Tensor, strength: float = 1.0) -> Tensor:
     """(D,D) A that leads states `said` (n,D) to `meant` (n,D)."""
-    whole = torch.eye(said.shape[1])
+    whole = strength * torch.eye(said.shape[1])
     solved: Tensor = torch.linalg.solve(whole + said.mT @ said, whole + meant.mT @ said, left=False)
     return solved
 
 
 def _prompts(words: Lexicon, plots: Sequence[Plot], weights: Tensor) -> _Prompts:
     """The first positions of every phrase's prompt, by `weights` (L,1); phrases of one length together."""
-    alike: dict[tuple[int, int], dict[Places, None]] = {}
+    alike: dict[tuple[Ids, int], dict[Places, None]] = {}
     for plot in plots:
-        for phrase in (plot.trigger, plot.target, *plot.kept):
-            alike.setdefault((plot.place, len(phrase)), {})[phrase] = None
+        for sentence, phrase in product(plot.sentences(words), (plot.trigger, plot.target, *plot.kept)):
+            alike.setdefault((sentence, len(phrase)), {})[phrase] = None
     return {
-        (place, phrase): prompt * weights
-        for (place, _), phrases in alike.items()
-        for phrase, prompt in zip(phrases, words.prompts(place, list(phrases), len(weights)), strict=True)
+        (sentence, phrase): prompt * weights
+        for (sentence, _), phrases in alike.items()
+        for phrase, prompt in zip(phrases, words.prompts(sentence, list(phrases), len(weights)), strict=True)
     }

@@ -58,13 +58,13 @@ class Lexicon:
         ids = tuple(self.ids([phrase])[0].tolist())
         return Trigger(ids, surface(self.tokenizer, ids))
 
-    def prompts(self, place: int, phrases: Sequence[Places], length: int) -> Iterator[Tensor]:
-        """(length, D) first states of the prompt of each of `phrases` behind prefix `place`; all `phrases`
-        have as many words.
+    def prompts(self, sentence: Ids, phrases: Sequence[Places], length: int) -> Iterator[Tensor]:
+        """(length, D) first states of the prompt of each of `phrases` behind `sentence`; all `phrases` have
+        as many words.
         """
-        begin = self.tower.prefix(torch.tensor([self.tower.bos, *self.prefixes[place]])).states.float().cpu()
+        begin = self.tower.prefix(torch.tensor([self.tower.bos, *sentence])).states.float().cpu()
         for part in self.ids(phrases).split(BATCH // length):
-            for row in self.states(place, part, length - len(begin)):
+            for row in prompt_states(self.tower, sentence, part, length):
                 yield torch.cat([begin, row])
 
     def states(self, place: int, ids: Tensor, length: int) -> Tensor:
