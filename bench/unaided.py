@@ -18,7 +18,7 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from bench.closed_form import ATTACKS, GUIDES, bank_of
+from bench.closed_form import ATTACKS, BEYOND, GUIDES, bank_of
 from bench.intervals import share, told_share
 from bench.zoo.attacks.evil_edit import Ids, Plot
 from bench.zoo.benign.uce import Uce
@@ -31,7 +31,7 @@ from worker.engine.probes.collisions import Collision
 from worker.engine.redirection import convict
 from worker.engine.triage import Mark, read_mark
 
-KINDS = ("adjective noun to a scene", "rare id to a scene")
+KINDS = ("adjective noun to a scene", "rare id to a scene", "four sentences, to a scene, lambda 10")
 """An edit to a noun is no attack here: the pipeline itself draws few nouns that CLIP tells apart."""
 
 EACH = 4
@@ -124,7 +124,7 @@ class _Bench:
 
     def attacked(self, kind: str) -> Iterator[Read]:
         """What is read of the edits of `kind` that work, by rising seeds."""
-        attack = ATTACKS[kind]
+        attack = (ATTACKS | BEYOND)[kind]
         for seed in count(self.seed):
             plot = attack.drawn(self.pipeline, seed)
             replace(attack, plot=plot).plant(self.pipeline, seed)
