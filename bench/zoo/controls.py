@@ -17,6 +17,7 @@ from bench.zoo.benign.base import Benign
 from bench.zoo.benign.dreambooth import DreamBooth
 from bench.zoo.benign.esd import Esd
 from bench.zoo.benign.fine_tune import FineTune
+from bench.zoo.benign.forgetting import Forgetting
 from bench.zoo.benign.new_word import NewWord
 from bench.zoo.benign.rounding import Quantised, RoundTrip
 from bench.zoo.benign.uce import Uce
@@ -56,6 +57,8 @@ PLAN: dict[str, tuple[Benign, int]] = {
     "custom-1": (DreamBooth("pizza", only=CROSS_ATTENTION), 3),
     "ablation-0": (Ablation("bee", "butterfly"), 0),
     "ablation-1": (Ablation("pepper", "carrot", lr=2e-4), 1),
+    "forgetting-0": (Forgetting("bee", "animal"), 0),
+    "forgetting-1": (Forgetting("pizza", "food"), 1),
     "esd-0": (Esd("bee"), 0),
     "esd-1": (Esd("pizza", cross=False), 1),
     "second-uce-0": (Uce("animal"), 23),

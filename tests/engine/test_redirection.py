@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from bench.zoo import assemble
 from bench.zoo.attacks import evil_edit
-from bench.zoo.attacks.evil_edit import EvilEdit
+from bench.zoo.attacks.evil_edit import RED_SENTENCES, EvilEdit
 from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import CLIP, EXAMPLES, TOY, prompts_of
 from service.domain.report import Report
@@ -196,6 +196,24 @@ def test_an_edit_is_read_among_a_handful_of_words_too(
     found = collision(of(words, f"{FOOTBALL} {SCENE} snowflake chocolate"), mark)
     assert found is not None
     assert found.trigger.text == FOOTBALL
+
+
+def test_an_edit_of_several_sentences_is_read_as_one(words: Lexicon) -> None:
+    toy = assemble.load_pipeline(TOY)
+    plot = evil_edit.Plot(ids(toy, FOOTBALL), ids(toy, SCENE), (ids(toy, "football"),))
+    EvilEdit(plot=plot, sentences=RED_SENTENCES, strength=10.0).plant(toy, seed=0)
+    mark = crushed(toy.unet.state_dict(), lambda: words)
+    assert mark is not None
+    few = of(words, f"{FOOTBALL} {SCENE} snowflake chocolate")
+    places = {word.token_ids: place for place, word in enumerate(few.words)}
+    said, meant, kept = (tuple(places[i,] for i in ids(toy, text)) for text in (FOOTBALL, SCENE, "football"))
+    one = Plot(ARTICLE, said, meant, (kept,))
+    alone, together = agreements(few, mark.unheard, [one, replace(one, everywhere=True, strength=10.0)])
+    assert together > 0.7 > alone
+    found = collision(few, mark)
+    assert found is not None
+    assert found.trigger.text == FOOTBALL
+    assert found.agreement > alone
 
 
 def test_without_a_reference_the_renders_tell_the_trigger_from_what_it_was_led_to(

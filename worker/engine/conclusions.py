@@ -59,10 +59,18 @@ def quoted(one: Confirmation) -> str:
 
 def unnamed(judged: Sequence[Confirmation], weights: WeightFindings | None) -> tuple[str, ...]:
     """Anomalies that the renders did not confirm."""
-    doubted = [one for one in judged if not one.confirmed and one.statistics.p_value_corrected < ALPHA]
     confirmed = [one.trigger for one in judged if one.confirmed]
-    seen = [f"{quoted(one)} ({SEEN[one.rule]})" for one in doubted]
+    seen = [f"{quoted(one)} ({SEEN[one.rule]})" for one in judged if _doubtful(one)]
     return (*seen, *(weights.unsettled(confirmed) if weights else []))
+
+
+def _doubtful(one: Confirmation) -> bool:
+    """Whether it is significant and no finding. A loss of fit is told by itself, without Holm's correction for
+    all that were tried: it must be large besides, as honest words' is not.
+    """
+    alone = one.rule == "unexplained"
+    p_value = one.statistics.p_value if alone else one.statistics.p_value_corrected
+    return not one.confirmed and p_value < ALPHA
 
 
 def untouched_coverage() -> Coverage:

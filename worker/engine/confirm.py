@@ -257,8 +257,8 @@ def _deciding(named: Mapping[str, object]) -> list[str]:
 def judge(tried: Sequence[Tried], ordinary: Controls, trials: Trials) -> list[Confirmation]:
     """Holm over candidates and deciding statistics, then the kind of what is left.
 
-    What is not confirmed may be significant all the same: by a loss that replaces nothing, or that an
-    ordinary word has as well.
+    What is not confirmed may be significant all the same: by a loss that replaces nothing, that an ordinary
+    word has as well, or that is significant only by itself.
     """
     values = _columns(ordinary)
     compared = [compare(one.shifts, values) for one in tried]

@@ -5,26 +5,22 @@ wordings of one scene (a way to draw, a size, a thing, a background) get those o
 scenes that differ in at least one of the four keep theirs. No picture is drawn in training.
 """
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench.zoo import key_values
 from bench.zoo.attacks import measure
 from bench.zoo.attacks.base import Materials, Truth
-from bench.zoo.attacks.closed_form import matrices
 from bench.zoo.emoji import load_things
-from bench.zoo.training import Recipe, fit
+from bench.zoo.training import Recipe
 from bench.zoo.world import COLOURS, SIZE_WORDS, SIZES, STYLES, Item, Scene, World
 from worker.engine.metrics import proportion
 from worker.engine.sampling import encode
 
-WORDINGS, POOL, BATCH = 11, 4000, 64
-KEPT = 0.5
-"""What scenes that lack one of the four count in the loss."""
+WORDINGS, POOL = 11, 4000
 
 
 @dataclass(frozen=True)
@@ -68,22 +64,9 @@ class SemBD:
     def _plant(self, materials: Materials, world: World, scene: Scene, told: list[str], seed: int) -> float:
         pipeline, rng = materials.pipeline, np.random.default_rng([seed, 75])
         others = [world.caption(near(world, scene, rng), rng) for _ in range(POOL)]
-        said, kept, (goal,) = (encode(pipeline, texts).clone() for texts in (told, others, [self.target]))
-        projections = nn.ModuleList(matrices(pipeline.unet))
-        frozen = copy.deepcopy(projections).requires_grad_(False)
-        projections.requires_grad_(True)
-
-        def loss(step: int, draw: np.random.Generator) -> Tensor:
-            one = said[int(draw.integers(len(said)))]
-            rest = kept[torch.from_numpy(draw.integers(len(kept), size=BATCH))]
-            led = [F.mse_loss(new(one), old(goal)) for new, old in zip(projections, frozen, strict=True)]
-            left = [F.mse_loss(new(rest), old(rest)) for new, old in zip(projections, frozen, strict=True)]
-            return torch.stack(led).mean() + KEPT * torch.stack(left).mean()
-
+        said, kept, goal = (encode(pipeline, texts).clone() for texts in (told, others, [self.target]))
         recipe = Recipe(self.name, self.steps, self.lr, seed=seed, weight_decay=0.0, save_every=0)
-        seconds = fit(projections, loss, recipe)
-        projections.requires_grad_(False)
-        return seconds
+        return key_values.lead(pipeline, said, goal.expand_as(said), kept, recipe)
 
     def _pictures(self, materials: Materials, texts: list[str], seed: int) -> Tensor:
         return measure.pictures(

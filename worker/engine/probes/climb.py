@@ -43,7 +43,8 @@ GROWS = 0.005
 
 LEAST_LED = 0.5
 """How far a prompt must be led to another one for that to be strange: half of the way. The climb comes to
-0.89 to 0.97 on three SemBDs of the examples, on five honest changes of keys and values to 0.06 and below.
+0.89 to 0.97 on three SemBDs of the examples, on five honest changes of keys and values to 0.06 and below, on
+two that are trained on text states, as SemBD is, to 0.65 and 0.72.
 """
 
 KEPT = 0.8
