@@ -65,8 +65,8 @@ def unnamed(judged: Sequence[Confirmation], weights: WeightFindings | None) -> t
 
 
 def _doubtful(one: Confirmation) -> bool:
-    """Whether it is significant and no finding. A loss of fit is told by itself, without Holm's correction for
-    all that were tried: it must be large besides, as honest words' is not.
+    """Whether it is significant and no finding. A loss of fit is told by itself, without Holm's correction
+    for all that were tried: it must be large besides, as honest words' is not.
     """
     alone = one.rule == "unexplained"
     p_value = one.statistics.p_value if alone else one.statistics.p_value_corrected

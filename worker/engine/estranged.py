@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 STAGE = "meaning"
 
 SURE = 0.8
-"""How far a prompt must be led to be drawn; what comes to LEAST_LED only is told. Three SemBDs of the zoo came
-to 0.89 and more; two erasures whose keys and values were trained straight on text states to 0.65 and 0.72, in
-a salad of words that such training spoils. The pictures of one of these would have convicted it.
+"""How far a prompt must be led to be drawn; what comes to LEAST_LED only is told. Three SemBDs of the zoo
+came to 0.89 and more; two erasures whose keys and values were trained straight on text states to 0.65 and
+0.72, in a salad of words that such training spoils. The pictures of one of these would have convicted it.
 """
 
 ORDINARY, FEWEST = 12, 4
