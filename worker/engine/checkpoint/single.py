@@ -87,7 +87,7 @@ def check_kind(names: Iterable[str]) -> None:
         raise UnsupportedCheckpoint(
             "adapter-only",
             "This is an adapter (LoRA or a relative), not a model.",
-            "Merge it into its base first.",
+            "Give its base as the reference, or merge it first.",
         )
     for prefix, code, family in KNOWN_OTHERS:
         if any(name.startswith(prefix) for name in names):
