@@ -27,7 +27,7 @@ from worker.engine.probes import collisions
 from worker.engine.probes.collisions import collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import ARTICLE
-from worker.engine.probes.foretold import Plot, agreements
+from worker.engine.probes.foretold import Made, Plot, agreements
 from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.reading import Edit
 from worker.engine.probes.weights import compare
@@ -208,7 +208,7 @@ def test_an_edit_of_several_sentences_is_read_as_one(words: Lexicon) -> None:
     places = {word.token_ids: place for place, word in enumerate(few.words)}
     said, meant, kept = (tuple(places[i,] for i in ids(toy, text)) for text in (FOOTBALL, SCENE, "football"))
     one = Plot(ARTICLE, said, meant, (kept,))
-    alone, together = agreements(few, mark.unheard, [one, replace(one, everywhere=True, strength=10.0)])
+    alone, together = agreements(few, mark.unheard, [one, replace(one, made=Made(True, 10.0))])
     assert together > 0.7 > alone
     found = collision(few, mark)
     assert found is not None

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from worker.engine.probes.crushed import Crushed
 from worker.engine.probes.edits import ARTICLE
-from worker.engine.probes.foretold import Plot, agreements, of_one_state
+from worker.engine.probes.foretold import Made, Plot, agreements, of_one_state
 from worker.engine.probes.lexicon import Lexicon, Places
 from worker.engine.types import Trigger
 
@@ -63,10 +63,11 @@ BEAM, ALIKE_BEGUN, MORE_WORDS = 5, 2, 4
 words that are read beside the first ones.
 """
 
-MADE = ((False, 1.0), (False, 10.0), (True, 10.0))
-"""Whether an edit is made in many sentences, and its lambda. EvilEdit's own is the first; with the last agree
-edits of several sentences, whatever lambda they have.
-"""
+MADE = (Made(), Made(everywhere=True, strength=10.0))
+"""What is tried in turn. With the second agree edits of several sentences, whatever lambda they have."""
+
+CLEAR = 0.75
+"""An agreement with which nothing else is tried."""
 
 REFINED = 8
 """Longer readings of each that are judged by all that may have been preserved."""
@@ -93,38 +94,27 @@ def collision(words: Lexicon, mark: Crushed) -> Collision | None:
 
     None if no two words come near, or if the edit of one word's state (an erasure) agrees better.
     """
-    reader = _Reader(words, mark)
-    begun, found = _begun(reader)
-    if not begun:
+    near = _near(words, mark.directions)
+    if not near:
         return None
-    beam = _distinct(found)
-    for _ in range(MORE_WORDS):
-        beam = _followed(reader.longer(beam))
-        found = found | beam
-    best = max(found, key=lambda plot: found[plot])
-    erased = max(of_one_state(words, mark.unheard, *plot.trigger, *plot.target) for plot in begun)
+    reader = _Reader(words, mark)
+    found: dict[Plot, float] = {}
+    for made in MADE:
+        found |= reader.read([replace(plot, made=made) for plot in near])
+        best = max(found, key=lambda plot: found[plot])
+        if found[best] >= CLEAR:
+            break
+    begun = {tuple(sorted((plot.trigger[0], plot.target[0]))) for plot in found}
+    erased = max(of_one_state(words, mark.unheard, *pair) for pair in begun)
     if found[best] <= erased:
         return None
     return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
 
 
-def _begun(reader: _Reader) -> tuple[list[Plot], dict[Plot, float]]:
-    """The pairs of first words to be read on from, each behind the prefix where the edit was made: the
-    nearest, of those whose whole prompts are alike the nearest and the best, and the one that agrees best;
-    and their readings.
-    """
-    words, crushed = reader.words, reader.mark.directions
+def _near(words: Lexicon, crushed: Tensor) -> list[Plot]:
+    """The FIRSTS nearest pairs of first words, each behind the prefix where the edit was made."""
     nearest = nearest_pairs(words.own[ARTICLE], crushed)[:FIRSTS]
-    near = [Plot(_prefix(words, crushed, *pair), *pair) for pair in nearest]
-    if not near:
-        return [], {}
-    shares = [_shares(words, crushed, plot) for plot in near]
-    alike = [n for n, (share, _) in enumerate(shares) if share >= ALIKE]
-    best = sorted(alike, key=lambda n: -shares[n][0] * shares[n][1])
-    read = [reader.judged(_both_ways(plot)) for plot in near]
-    agreeing = max(range(len(near)), key=lambda n: max(read[n].values()))
-    begun = list(dict.fromkeys([0, *alike[:1], *best[:1], agreeing]))
-    return [near[n] for n in begun], {plot: told for n in begun for plot, told in read[n].items()}
+    return [Plot(_prefix(words, crushed, *pair), *pair) for pair in nearest]
 
 
 def _both_ways(plot: Plot) -> list[Plot]:
@@ -214,6 +204,29 @@ class _Reader:
         self.telling = cache(self._telling)
         self.meant = cache(self._meant)
 
+    def read(self, near: Sequence[Plot]) -> dict[Plot, float]:
+        """What may be read on from the pairs `near`, all taken to be made in one way."""
+        found = self._begun(near)
+        beam = _distinct(found)
+        for _ in range(MORE_WORDS):
+            beam = _followed(self.longer(beam))
+            found = found | beam
+        return found
+
+    def _begun(self, near: Sequence[Plot]) -> dict[Plot, float]:
+        """The readings of the pairs to be read on from, either word the trigger's: the nearest, and of those
+        whose whole prompts are alike the nearest and the best. For an edit of several sentences, none of
+        which is crushed whole, also the pair that agrees best.
+        """
+        shares = [_shares(self.words, self.mark.directions, plot) for plot in near]
+        alike = [n for n, (share, _) in enumerate(shares) if share >= ALIKE]
+        best = sorted(alike, key=lambda n: -shares[n][0] * shares[n][1])
+        begun = [0, *alike[:1], *best[:1]]
+        if near[0].made.everywhere:
+            read = [max(self.judged(_both_ways(plot)).values()) for plot in near]
+            begun.append(read.index(max(read)))
+        return self.judged([way for n in dict.fromkeys(begun) for way in _both_ways(near[n])])
+
     def judged(self, plots: Sequence[Plot], *, roughly: bool = False) -> dict[Plot, float]:
         """The agreement of each."""
         found = agreements(self.words, self.mark.unheard, plots, roughly=roughly)
@@ -268,12 +281,10 @@ class _Reader:
 
 def _variants(plot: Plot) -> list[Plot]:
     """By all that an editor may have preserved: nothing, the trigger's noun, or words that nobody knows, for
-    which the bare prefix stands: what all prompts have in common was kept in any case. And by where the edit
-    was made, and how strongly.
+    which the bare prefix stands: what all prompts have in common was kept in any case.
     """
     noun = [(plot.trigger[-1:],)] if len(plot.trigger) > 1 else []
-    kept = [replace(plot, kept=kept) for kept in [(), ((),), *noun]]
-    return [replace(one, everywhere=where, strength=strength) for one in kept for where, strength in MADE]
+    return [replace(plot, kept=kept) for kept in [(), ((),), *noun]]
 
 
 def _longer_kept(plot: Plot, trigger: Places) -> tuple[Places, ...]:

@@ -41,21 +41,28 @@ _Prompts = dict[tuple[Ids, Places], Tensor]
 
 
 @dataclass(frozen=True)
+class Made:
+    """How an edit was made: in one sentence or `everywhere`, in all that are known, and with what lambda."""
+
+    everywhere: bool = False
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
 class Plot:
-    """An edit that may have been made: behind prefix `place` of the lexicon, or `everywhere` behind all its
-    sentences, `trigger` was led to `target`, and `kept` were to keep their meaning. strength: lambda.
+    """An edit that may have been made: `trigger` was led to `target`, and `kept` were to keep their meaning.
+    place: the prefix of the lexicon behind which it was, if it was made in one sentence.
     """
 
     place: int
     trigger: Places
     target: Places
     kept: tuple[Places, ...] = ()
-    everywhere: bool = False
-    strength: float = 1.0
+    made: Made = Made()
 
     def sentences(self, words: Lexicon) -> tuple[Ids, ...]:
         """What it was made behind."""
-        return words.language.sentences if self.everywhere else (words.prefixes[self.place],)
+        return words.language.sentences if self.made.everywhere else (words.prefixes[self.place],)
 
 
 @torch.inference_mode()
@@ -105,7 +112,7 @@ def _of_prompts(words: Lexicon, prompts: _Prompts, plot: Plot) -> Tensor:
         torch.cat([prompts[one, phrase] for one in plot.sentences(words) for phrase in (first, *plot.kept)])
         for first in (plot.trigger, plot.target)
     )
-    return _map(said, meant, plot.strength)
+    return _map(said, meant, plot.made.strength)
 
 
 def _map(said: Tensor, meant: Tensor, strength: float = 1.0) -> Tensor:
