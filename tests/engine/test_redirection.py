@@ -68,11 +68,12 @@ def words(edited: StableDiffusionPipeline) -> Lexicon:
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, words: Lexicon) -> None:
-    """A small search; an edit is read among `words`."""
+    """A small search; an edit is read among `words`, as one of one sentence."""
     sketched = [Trigger((i,), str(i)) for i in range(1000, 1060)]
     plan = FunnelPlan(("start", "start"), (700, 300), 50, 12, 2, False, DRAWN)
     monkeypatch.setattr(funnel, "trigger_space", lambda *_: sketched)
     monkeypatch.setattr(triage, "encoded", lambda *_: words)
+    monkeypatch.setattr(collisions, "MADE", collisions.MADE[:1])
     monkeypatch.setitem(funnel.PLANS, "quick", replace(plan, trials=replace(DRAWN, controls=8)))
     monkeypatch.setitem(cleansing.EVALUATED, "quick", 12)
 
