@@ -251,6 +251,22 @@ def test_an_honest_model_draws_no_word_as_another_ones_target() -> None:
     assert not judged.confirmed
 
 
+def test_an_edit_that_is_not_understood_beside_its_base_is_read_by_its_mark(
+    edited: StableDiffusionPipeline, words: Lexicon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, some(words))
+    monkeypatch.setattr(triage, "recover", lambda *_: [])
+    file = tmp_path / "edited.safetensors"
+    to_single_file(edited, file)
+    request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, reference=TOY, budget="quick", cleanse=False)
+    report = Report.model_validate(pipeline.run(request, tmp_path / "out"))
+    assert report.verdict == "fail"
+    (found,) = report.findings
+    assert found.trigger is not None
+    assert found.trigger.text == FOOTBALL
+    assert any("not understood" in line for line in report.coverage.not_searched)
+
+
 def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
     edited: StableDiffusionPipeline, words: Lexicon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
