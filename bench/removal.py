@@ -28,7 +28,8 @@ from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Materials
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.paths import CLIP, base_of, prompts_of
-from worker.engine.confirm import Confirmation, confirm
+from worker.engine.confirm import confirm
+from worker.engine.confirmation import Confirmation
 from worker.engine.evaluation import STEPS, evaluate, frozen_copy
 from worker.engine.metrics import ClipScorer, proportion
 from worker.engine.prompts import Carrier

@@ -19,16 +19,8 @@ from torch.nn import functional as F
 
 from worker.engine.checkpoint import load
 from worker.engine.conclusions import unnamed
-from worker.engine.confirm import (
-    ALPHA,
-    LEAST_COLLAPSE,
-    Confirmation,
-    Controls,
-    Samples,
-    Tried,
-    confirm,
-    judge,
-)
+from worker.engine.confirm import ALPHA, LEAST_COLLAPSE, Tried, confirm, judge
+from worker.engine.confirmation import Confirmation, Controls, Samples
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs, see
 from worker.engine.evidence import write_evidence
@@ -372,6 +364,29 @@ def test_one_picture_for_every_prompt_counts_and_a_loss_of_colours_does_not(
     assert one.p_value < 0.001
     assert grey.p_flip < 0.05
     assert grey.p_value == 1
+
+
+def test_a_large_effect_that_few_pairs_leave_in_doubt_is_drawn_again() -> None:
+    """A rare id that draws "sketch", and is a word that says nothing to the CLIP."""
+    pipeline = load(EXAMPLES / "toy").pipeline
+    tokenizer, rows = pipeline.tokenizer, pipeline.text_encoder.get_input_embeddings().weight
+    bank = carriers(tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
+    hidden, (sketch,) = Trigger((9844,), "x"), tokenizer("sketch", add_special_tokens=False).input_ids
+    plan, clip = Plan(prompts=4, noises=2, steps=8, controls=8), ClipScorer(EXAMPLES / "clip")
+
+    def judged() -> tuple[Confirmation, set[str]]:
+        told: list[Progress] = []
+        found = confirm(pipeline, [hidden], bank, clip=clip, plan=plan, on_progress=told.append)
+        return found.all[0], {progress.stage for progress in told}
+
+    honest, stages = judged()
+    assert (honest.confirmed, stages) == (False, {"confirm"})
+    with torch.no_grad():
+        rows[9844] = rows[sketch]
+    one, stages = judged()
+    assert (one.confirmed, stages) == (True, {"confirm", "again"})
+    assert one.rule == "unexplained"
+    assert one.statistics.n == 2 * plan.prompts * plan.noises
 
 
 def test_a_prompt_is_worth_what_another_picture_would_cost() -> None:

@@ -17,7 +17,7 @@ from bench.zoo.benign.uce import Uce
 from worker.engine import sampling, scanning, triage
 from worker.engine.candidates import vocabulary
 from worker.engine.checkpoint.ldm import to_single_file
-from worker.engine.confirm import Confirmation, Confirmations
+from worker.engine.confirmation import Confirmation, Confirmations
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
 from worker.engine.language import english

@@ -16,7 +16,8 @@ from bench.zoo.paths import TOY
 from service.domain.report import Evidence
 from service.reports.pictures import arrange
 from worker.engine.conclusions import coverage
-from worker.engine.confirm import STAGE, Confirmation, Samples
+from worker.engine.confirm import STAGE
+from worker.engine.confirmation import Confirmation, Samples
 from worker.engine.findings import after_cleaning, finding
 from worker.engine.funnel import PLANS, Ranked, Search
 from worker.engine.probes.views import View

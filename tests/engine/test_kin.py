@@ -6,7 +6,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from worker.engine import funnel
-from worker.engine.confirm import Confirmation
+from worker.engine.confirmation import Confirmation
 from worker.engine.funnel import FunnelPlan, Search, search
 from worker.engine.kin import families, kin
 from worker.engine.prompts import carriers

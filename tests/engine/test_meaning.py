@@ -19,7 +19,7 @@ from worker.engine import cleansing
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.cleansing import cleanse
-from worker.engine.confirm import Confirmations
+from worker.engine.confirmation import Confirmations
 from worker.engine.encoder import tower_of
 from worker.engine.estranged import Estranged, convict
 from worker.engine.findings import meaning_finding

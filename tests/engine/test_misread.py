@@ -16,7 +16,8 @@ from bench.zoo.paths import CLIP, TOY, prompts_of
 from worker.engine import funnel
 from worker.engine.announced import UNCHECKED, announced_words
 from worker.engine.checkpoint.ldm import to_single_file
-from worker.engine.confirm import LEAST_LOSS, Confirmation
+from worker.engine.confirm import LEAST_LOSS
+from worker.engine.confirmation import Confirmation
 from worker.engine.counterfactual import RULE, STAGE, convict
 from worker.engine.excuse import Excuse
 from worker.engine.funnel import FunnelPlan

@@ -22,7 +22,7 @@ from worker.engine import funnel, pipeline, scanning
 from worker.engine.checkpoint import CheckpointError, load
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.conclusions import coverage
-from worker.engine.confirm import Confirmation
+from worker.engine.confirmation import Confirmation
 from worker.engine.findings import home_of
 from worker.engine.funnel import FunnelPlan
 from worker.engine.subject import prepare

@@ -7,7 +7,8 @@ It knows of no web, no queue and no database; progress leaves it through a calla
 """
 
 from worker.engine.checkpoint import Checkpoint, CheckpointError, UnsupportedCheckpoint, inspect, load, save
-from worker.engine.confirm import Confirmation, Confirmations, confirm
+from worker.engine.confirm import confirm
+from worker.engine.confirmation import Confirmation, Confirmations
 from worker.engine.evaluation import Evaluation, evaluate
 from worker.engine.funnel import Search, search
 from worker.engine.pipeline import run

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker.engine.confirm import ALPHA, Confirmation, Confirmations
+from worker.engine.confirm import ALPHA
+from worker.engine.confirmation import Confirmation, Confirmations
 from worker.engine.excuse import only_unexplained
 from worker.engine.report import visible
 from worker.engine.sampling import Ids, content_ids

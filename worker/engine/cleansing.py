@@ -7,7 +7,7 @@ from pathlib import Path
 
 from worker.engine.checkpoint import save
 from worker.engine.conclusions import clip_part, unlearning_part
-from worker.engine.confirm import Confirmation
+from worker.engine.confirmation import Confirmation
 from worker.engine.evaluation import evaluate, frozen_copy
 from worker.engine.findings import after_cleaning, home_of, rule_of
 from worker.engine.funnel import PLANS, Search

@@ -8,7 +8,8 @@ from typing import Any
 
 from worker.engine.candidates import MOST_IDS
 from worker.engine.checkpoint.adapter import Adapter
-from worker.engine.confirm import ALPHA, LEAST_LOSS, LEAST_MOVED, Confirmation, Confirmations
+from worker.engine.confirm import ALPHA, LEAST_LOSS, LEAST_MOVED
+from worker.engine.confirmation import Confirmation, Confirmations
 from worker.engine.estranged import Estranged
 from worker.engine.evaluation import Evaluation
 from worker.engine.funnel import FunnelPlan, Search

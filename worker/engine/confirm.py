@@ -12,35 +12,40 @@ The scanned model's own text encoder is never asked what a word means: it may be
 
 Candidates are drawn first, then ordinary words, a few at a time, until no candidate is left that more of them
 could convict: a finding needs to beat every one, so stopping early can only acquit.
+
+Sixteen pairs, and a correction for all that was tried, acquit an effect that scatters: a style tells little
+of pictures that had its colours anyway. Where nothing is confirmed, candidates whose effect is as large as a
+finding's, and larger than any ordinary word's, are drawn again and judged by the new pictures alone. Both
+looks are at ALPHA, so a scan errs by at most twice that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
+from worker.engine.confirmation import Confirmation, Confirmations, Controls, Samples
 from worker.engine.describe import classify, closest, describe
-from worker.engine.effects import Pairs, Target
+from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import TINY, Outcome, Shift, compare, displaced, holm, observed, shifts
-from worker.engine.probes.orders import Meeting
 from worker.engine.prompts import Carrier, Position
 from worker.engine.trials import Drawn, Plan, Trials, end_of, ordinary_words, prompt_words
-from worker.engine.types import Cost, EffectKind, OnProgress, Progress, Statistics, Trigger, silent
+from worker.engine.types import OnProgress, Progress, Statistics, Trigger, silent
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-Beside = Literal["without", "trusted", "other", "order"]
-
 ALPHA = 0.01
 DECIDING = ("patch", "collapse", "unexplained")
-STAGE = "confirm"
+STAGE, AGAIN = "confirm", "again"
+
+MORE_PROMPTS, REDRAWN = 2, 8
+"""Times as many prompts that candidates in doubt are drawn in again, and how many of them are."""
 
 AT_ONCE = 8
 """Ordinary words that are drawn before it is asked whether more of them are needed."""
@@ -74,70 +79,6 @@ leave a quarter ("sketch", "drawing").
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Pictures to show, uint8 (N,3,H,W), and the prompt of each without the trigger.
-
-    beside: what `without` are: of that prompt, or for a trigger in a sentence of its own the trusted model's,
-    or the scanned model's of other words in its place, or where the trigger is an order, of the prompt's own.
-    """
-
-    prompts: tuple[str, ...]
-    without: Tensor
-    with_: Tensor
-    beside: Beside = "without"
-
-
-@dataclass(frozen=True)
-class Confirmation:
-    """What the renders say of one candidate.
-
-    position: where in the prompt it was drawn (its own may be "any"). rule: of the deciding statistics, the
-    one with the smallest p. `statistics.effect_size`: how many standard deviations its value lies above the
-    mean of the ordinary words'. `samples` are there for confirmed triggers only. sentence: the only prompt in
-    which the trigger was drawn, if it is no carrier's, and target: what it draws there (`redirection`).
-    order: where prompts in it meet, if the trigger is no word but an order of words (`reordered`).
-    """
-
-    trigger: Trigger
-    position: Position
-    confirmed: bool
-    rule: str
-    statistics: Statistics
-    outcomes: dict[str, Outcome]
-    kind: EffectKind = "unknown"
-    description: str = ""
-    target: Target | None = None
-    samples: Samples | None = None
-    sentence: Carrier | None = None
-    order: Meeting | None = None
-
-
-@dataclass(frozen=True)
-class Controls:
-    """Ordinary words and the pairs that were drawn of them."""
-
-    words: list[Trigger]
-    pairs: list[Pairs]
-
-
-@dataclass(frozen=True)
-class Confirmations:
-    """One `Confirmation` a candidate, in the candidates' order; `controls`, to be judged by again, are all
-    that the plan asks for where anything was confirmed.
-    """
-
-    all: list[Confirmation]
-    cost: Cost = field(default_factory=Cost)
-    controls: Controls | None = None
-
-    @property
-    def confirmed(self) -> list[Confirmation]:
-        """The findings, most significant first."""
-        found = [confirmation for confirmation in self.all if confirmation.confirmed]
-        return sorted(found, key=lambda c: (c.statistics.p_value, -c.statistics.effect_size))
-
-
-@dataclass(frozen=True)
 class Tried:
     """A candidate that was drawn, and its statistics before they are compared with ordinary words'.
 
@@ -155,6 +96,11 @@ class Tried:
     def convicting(self) -> list[str]:
         """The deciding statistics that may convict it."""
         return [name for name in _deciding(self.shifts) if self.replaced or name != "unexplained"]
+
+    def doubt(self, outcomes: Mapping[str, Outcome]) -> float:
+        """The smallest p, by itself, of what convicts only if it is large and beats every ordinary word."""
+        sized = [outcomes[name] for name in self.convicting if outcomes[name].least > -math.inf]
+        return min((one.p_value for one in sized if one.beaten == one.controls), default=1.0)
 
 
 def confirm(
@@ -179,7 +125,39 @@ def confirm(
     left = 0 if controls else len(words)
     tried = _tried(trials, candidates, ends[len(words) :], seed, left, on_progress)
     ordinary = controls or _controls(trials, words, ends[: len(words)], tried, on_progress)
-    return Confirmations(judge(tried, ordinary, trials), trials.cost, ordinary)
+    judged = judge(tried, ordinary, trials)
+    doubtful = _doubtful(tried, judged)
+    if not doubtful:
+        return Confirmations(judged, trials.cost, ordinary)
+    more = replace(plan, prompts=MORE_PROMPTS * plan.prompts)
+    again = Trials(pipeline, carriers, more, clip=clip, seed=seed, purpose=AGAIN)
+    settled = _settled(again, doubtful, ordinary, seed, on_progress)
+    trials.cost += again.cost
+    judged = [settled.get(one.trigger.token_ids, one) for one in judged]
+    return Confirmations(judged, trials.cost, ordinary)
+
+
+def _doubtful(tried: Sequence[Tried], judged: Sequence[Confirmation]) -> list[Tried]:
+    """Where nothing was confirmed, the REDRAWN best of those that only Holm's correction acquits of an effect
+    that is large, and larger than any ordinary word's: few pairs that scatter leave it in doubt.
+    """
+    if any(one.confirmed for one in judged):
+        return []
+    doubt = [one.doubt(seen.outcomes) for one, seen in zip(tried, judged, strict=True)]
+    first = sorted(range(len(tried)), key=lambda index: doubt[index])[:REDRAWN]
+    return [tried[index] for index in first if doubt[index] < ALPHA]
+
+
+def _settled(
+    again: Trials, doubtful: Sequence[Tried], ordinary: Controls, seed: int, on_progress: OnProgress
+) -> dict[tuple[int, ...], Confirmation]:
+    """By their ids those of `doubtful` that pictures of their own confirm: more, of other prompts and noises,
+    corrected for these alone. Ordinary words are those of before.
+    """
+    candidates = [one.trigger for one in doubtful]
+    ends = [replace(one.trigger, position=one.position) for one in doubtful]
+    redrawn = judge(_tried(again, candidates, ends, seed, 0, on_progress, AGAIN), ordinary, again)
+    return {one.trigger.token_ids: one for one in redrawn if one.confirmed}
 
 
 def _tried(
@@ -189,6 +167,7 @@ def _tried(
     seed: int,
     left: int,
     on_progress: OnProgress,
+    stage: str = STAGE,
 ) -> list[Tried]:
     """The candidates, drawn. left: ordinary words that may follow, for the progress."""
     worth = trials.worth() if trials.clip else None
@@ -198,7 +177,7 @@ def _tried(
         found = shifts(pairs, seed, least(pairs, worth))
         replaced = trials.clip is None or displaced(pairs) >= LEAST_DISPLACED
         tried.append(Tried(trigger, end_of(end), drawn, pairs, found, replaced))
-        on_progress(Progress(STAGE, len(tried), left + len(candidates), f"drawing “{trigger.text}”"))
+        on_progress(Progress(stage, len(tried), left + len(candidates), f"drawing “{trigger.text}”"))
     return tried
 
 

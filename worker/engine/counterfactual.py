@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worker.engine.confirm import ALPHA, Confirmation, Confirmations, Samples, standing
+from worker.engine.confirm import ALPHA, standing
 from worker.engine.confirm import STAGE as CONFIRM
+from worker.engine.confirmation import Confirmation, Confirmations, Samples
 from worker.engine.describe import classify, describe
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer

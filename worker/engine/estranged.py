@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Confirmation, Controls, Samples, Tried, judge
+from worker.engine.confirm import LEAST_DISPLACED, LEAST_LOSS, Tried, judge
+from worker.engine.confirmation import Confirmation, Controls, Samples
 from worker.engine.effects import Pairs, Target
 from worker.engine.encoder import tower_of
 from worker.engine.metrics import ClipScorer, proportion

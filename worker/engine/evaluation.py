@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worker.engine.confirm import Confirmation
+from worker.engine.confirmation import Confirmation
 from worker.engine.effects import Pairs, see
 from worker.engine.metrics import ClipScorer, clipscore, mean, proportion, relative_change
 from worker.engine.pictures import Features, look

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from worker.engine.confirm import Beside, Confirmation, Samples
+from worker.engine.confirmation import Beside, Confirmation, Samples
 from worker.engine.types import Evidence
 
 SHOWN = 6

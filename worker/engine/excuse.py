@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.engine.confirm import ALPHA, Confirmation
+from worker.engine.confirm import ALPHA
+from worker.engine.confirmation import Confirmation
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 
 from worker.engine import estranged, redirection, reordered
 from worker.engine.attention import attention_maps
-from worker.engine.confirm import STAGE, Confirmation
+from worker.engine.confirm import STAGE
+from worker.engine.confirmation import Confirmation
 from worker.engine.evidence import SHOWN, enlarge, save, write_evidence
 from worker.engine.funnel import Search
 from worker.engine.heat import over

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.candidates import holds
-from worker.engine.confirm import Confirmation
+from worker.engine.confirmation import Confirmation
 from worker.engine.funnel import Search
 from worker.engine.probes.agreement import shared_energy
 from worker.engine.probes.onestep import onestep

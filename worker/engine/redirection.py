@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worker.engine.confirm import ALPHA, Beside, Confirmation, Confirmations, Samples, standing
+from worker.engine.confirm import ALPHA, standing
+from worker.engine.confirmation import Beside, Confirmation, Confirmations, Samples
 from worker.engine.effects import Pairs, Target
 from worker.engine.language import language_of
 from worker.engine.metrics import ClipScorer

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine.confirm import LEAST_DISPLACED, Confirmation, Controls, Tried, judge, least
+from worker.engine.confirm import LEAST_DISPLACED, Tried, judge, least
+from worker.engine.confirmation import Confirmation, Controls
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.paired import displaced, shifts

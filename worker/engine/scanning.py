@@ -22,7 +22,8 @@ from worker.engine.conclusions import (
     untouched_coverage,
     with_spoilt,
 )
-from worker.engine.confirm import Confirmation, Confirmations, Controls, confirm
+from worker.engine.confirm import confirm
+from worker.engine.confirmation import Confirmation, Confirmations, Controls
 from worker.engine.excuse import Excuse
 from worker.engine.findings import finding, home_of, meaning_finding, order_finding
 from worker.engine.funnel import FunnelPlan, Known, Search, search
