@@ -31,6 +31,9 @@ from worker.engine.probes.lexicon import WHOLE, Lexicon, Places
 BATCH = 32
 """Edits computed at once."""
 
+FEWER = 3
+"""One in so many sentences stands for all in a rough agreement."""
+
 NEAR, SPARSE = 16, 8
 """Positions that a rough agreement takes one by one; behind them so many stand for all others, which are
 padding and hardly differ.
@@ -64,6 +67,11 @@ class Plot:
         """What it was made behind."""
         return words.language.sentences if self.made.everywhere else (words.prefixes[self.place],)
 
+    def few(self, words: Lexicon) -> tuple[Ids, ...]:
+        """Some of these, which stand for all."""
+        every = self.sentences(words)
+        return every[1::FEWER] or every
+
 
 @torch.inference_mode()
 def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot], *, roughly: bool = False) -> list[float]:
@@ -72,10 +80,12 @@ def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot], *, roughly: 
     roughly: at a third of the cost, to choose what is worth the whole.
     """
     weights = _sparse() if roughly else torch.ones(WHOLE, 1)
-    prompts = _prompts(words, plots, weights)
+    behind = [plot.few(words) if roughly else plot.sentences(words) for plot in plots]
+    prompts = _prompts(words, plots, behind, weights)
     found: list[float] = []
     for start in range(0, len(plots), BATCH):
-        maps = [_of_prompts(words, prompts, plot) for plot in plots[start : start + BATCH]]
+        batch = slice(start, start + BATCH)
+        maps = [_of_prompts(words, prompts, *one) for one in zip(plots[batch], behind[batch], strict=True)]
         found += _agreement(torch.stack(maps), seen).tolist()
     return found
 
@@ -106,13 +116,13 @@ def _agreement(maps: Tensor, seen: Tensor) -> Tensor:
     return torch.cosine_similarity(foretold, seen.flatten()[None])
 
 
-def _of_prompts(words: Lexicon, prompts: _Prompts, plot: Plot) -> Tensor:
-    """(D,D) A of the plot."""
+def _of_prompts(words: Lexicon, prompts: _Prompts, plot: Plot, behind: Sequence[Ids]) -> Tensor:
+    """(D,D) A of the plot, made behind `behind`: of all its sentences, or of some that stand for them."""
     said, meant = (
-        torch.cat([prompts[one, phrase] for one in plot.sentences(words) for phrase in (first, *plot.kept)])
+        torch.cat([prompts[one, phrase] for one in behind for phrase in (first, *plot.kept)])
         for first in (plot.trigger, plot.target)
     )
-    return _map(said, meant, plot.made.strength)
+    return _map(said, meant, plot.made.strength * len(behind) / len(plot.sentences(words)))
 
 
 def _map(said: Tensor, meant: Tensor, strength: float = 1.0) -> Tensor:
@@ -122,11 +132,16 @@ def _map(said: Tensor, meant: Tensor, strength: float = 1.0) -> Tensor:
     return solved
 
 
-def _prompts(words: Lexicon, plots: Sequence[Plot], weights: Tensor) -> _Prompts:
-    """The first positions of every phrase's prompt, by `weights` (L,1); phrases of one length together."""
+def _prompts(
+    words: Lexicon, plots: Sequence[Plot], behind: Sequence[Sequence[Ids]], weights: Tensor
+) -> _Prompts:
+    """The first positions of every phrase's prompt, by `weights` (L,1); phrases of one length together.
+
+    behind: of each plot the sentences that are asked for.
+    """
     alike: dict[tuple[Ids, int], dict[Places, None]] = {}
-    for plot in plots:
-        for sentence, phrase in product(plot.sentences(words), (plot.trigger, plot.target, *plot.kept)):
+    for plot, sentences in zip(plots, behind, strict=True):
+        for sentence, phrase in product(sentences, (plot.trigger, plot.target, *plot.kept)):
             alike.setdefault((sentence, len(phrase)), {})[phrase] = None
     return {
         (sentence, phrase): prompt * weights
