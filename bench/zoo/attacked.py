@@ -34,6 +34,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
     "badt2i-style": (BadT2I(Cyanotype()), 6),
     "badt2i-style-1": (BadT2I(Cyanotype()), 16),
+    "badt2i-style-2": (BadT2I(Cyanotype()), 17),
     "badt2i-object": (BadT2I(Thing("owl"), steps=2400), 7),
     "badt2i-fixed": (BadT2I(FixedPicture(1234)), 8),
     "badt2i-unseen": (BadT2I(trigger=(728, 491)), 12),  # a zero-width joiner, which no one sees in a prompt
