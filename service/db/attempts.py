@@ -44,7 +44,11 @@ class Claim:
 def claim(
     session: Session, scan_id: str, owner: str, lease_seconds: int, *, max_attempts: int = 2
 ) -> Claim | None:
-    """Win the next attempt of a scan that waits or whose lease expired; None if it is not to be had."""
+    """Win the next attempt of a scan that waits or whose lease expired; None if it is not to be had.
+
+    Who takes an expired lease over before the reaper has seen it tells of the lost worker in its stead.
+    """
+    lost = session.scalar(select(Scan.lost_attempts).where(Scan.id == scan_id).with_for_update())
     expired = and_(
         Scan.state == State.RUNNING,
         Scan.lease_expires_at < func.now(),
@@ -70,6 +74,8 @@ def claim(
     if scan is None:
         return None
     assert scan.blob_sha256 is not None, "a queued scan has its file"
+    if scan.lost_attempts != lost:
+        events.worker_lost(session, scan, scan.attempt - 1)
     enter(session, scan.id, scan.attempt, State.RUNNING)
     return Claim(
         scan_id=scan.id,

@@ -22,6 +22,11 @@ def record(session: Session, scan_id: str, attempt: int, kind: str, payload: dic
     session.flush()
 
 
+def worker_lost(session: Session, scan: Scan, attempt: int) -> None:
+    """Tell that the attempt's worker was lost, the `lost_attempts`th of the scan."""
+    record(session, scan.id, attempt, "worker_lost", {"lost_attempts": scan.lost_attempts})
+
+
 def after(session: Session, scan_id: str, seq: int, *, limit: int = 500) -> Sequence[ScanEvent]:
     """The events of a scan with a sequence number above `seq`, oldest first."""
     statement = (

@@ -45,7 +45,7 @@ def _reap_expired(session: Session, max_attempts: int, limit: int) -> list[str]:
 
 def _recover(session: Session, scan: Scan, max_attempts: int) -> None:
     scan.lost_attempts += 1
-    events.record(session, scan.id, scan.attempt, "worker_lost", {"lost_attempts": scan.lost_attempts})
+    events.worker_lost(session, scan, scan.attempt)
     if scan.cancel_requested:
         scans.cancel(session, scan)
     elif scan.lost_attempts < max_attempts:

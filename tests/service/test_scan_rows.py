@@ -69,6 +69,8 @@ def test_expired_lease_is_taken_over_and_fences_the_first_holder(
     assert second is not None
     assert second.attempt == 2
     with database.transaction() as session:
+        lost = [event for event in events.after(session, scan_id, 0) if event.kind == "worker_lost"]
+        assert [(event.attempt, event.payload) for event in lost] == [(1, {"lost_attempts": 1})]
         assert not attempts.renew_lease(session, scan_id, 1, 60)
         assert not attempts.record_progress(session, scan_id, 1, "load", 0.5)
         assert not attempts.publish(session, scan_id, 1, "pass", {"verdict": "pass"})
