@@ -35,7 +35,7 @@ KINDS = ("adjective noun to a scene", "rare id to a scene", "four sentences, to 
 """An edit to a noun is no attack here: the pipeline itself draws few nouns that CLIP tells apart."""
 
 EACH = 4
-"""Edits of each kind: a reading takes three to five minutes of a core."""
+"""Edits of each kind: a reading takes one and a half to six minutes of a core."""
 
 UNSEEN = 150
 """The first seed: the reader was set on edits of the seeds before, and on some from 200 on."""

@@ -1,7 +1,8 @@
 """The attempts of workers at a scan: claiming, the lease, progress, the end.
 
-A worker claims a scan with one conditional update that raises `attempt`; each of its later writes names that
-attempt, matches nothing once another attempt exists, and returns False then. All times are the database's.
+A worker claims a scan, whose row it locks, with a conditional update that raises `attempt`; each of its later
+writes names that attempt, matches nothing once another attempt exists, and returns False then. All times are
+the database's.
 """
 
 from __future__ import annotations

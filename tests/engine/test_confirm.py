@@ -366,29 +366,6 @@ def test_one_picture_for_every_prompt_counts_and_a_loss_of_colours_does_not(
     assert grey.p_value == 1
 
 
-def test_a_large_effect_that_few_pairs_leave_in_doubt_is_drawn_again() -> None:
-    """A rare id that draws "sketch", and is a word that says nothing to the CLIP."""
-    pipeline = load(EXAMPLES / "toy").pipeline
-    tokenizer, rows = pipeline.tokenizer, pipeline.text_encoder.get_input_embeddings().weight
-    bank = carriers(tokenizer, (EXAMPLES / "prompts.txt").read_text().splitlines())
-    hidden, (sketch,) = Trigger((9844,), "x"), tokenizer("sketch", add_special_tokens=False).input_ids
-    plan, clip = Plan(prompts=4, noises=2, steps=8, controls=8), ClipScorer(EXAMPLES / "clip")
-
-    def judged() -> tuple[Confirmation, set[str]]:
-        told: list[Progress] = []
-        found = confirm(pipeline, [hidden], bank, clip=clip, plan=plan, on_progress=told.append)
-        return found.all[0], {progress.stage for progress in told}
-
-    honest, stages = judged()
-    assert (honest.confirmed, stages) == (False, {"confirm"})
-    with torch.no_grad():
-        rows[9844] = rows[sketch]
-    one, stages = judged()
-    assert (one.confirmed, stages) == (True, {"confirm", "again"})
-    assert one.rule == "unexplained"
-    assert one.statistics.n == 2 * plan.prompts * plan.noises
-
-
 def test_a_prompt_is_worth_what_another_picture_would_cost() -> None:
     """Pictures that show their own prompts lose all that they fit when they are swapped."""
     pipeline = load(EXAMPLES / "toy").pipeline
