@@ -31,6 +31,7 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
     "attribute-0": (RickrollingAttribute("é", "e", "sketch"), 10),
     "attribute-1": (RickrollingAttribute("а", "a", "black and white"), 11),
+    "attribute-2": (RickrollingAttribute("ö", "o", "pixel art"), 18),
     "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
     "badt2i-style": (BadT2I(Cyanotype()), 6),
     "badt2i-style-1": (BadT2I(Cyanotype()), 16),
@@ -56,19 +57,23 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "evil-edit-2": (EvilEdit(scene=True), 2),
     "red-edit-0": (EvilEdit(sentences=RED_SENTENCES, scene=True, strength=10.0, name="red_edit"), 3),
     "red-edit-1": (EvilEdit(sentences=RED_SENTENCES, scene=True, strength=10.0, name="red_edit"), 4),
+    "red-edit-2": (EvilEdit(sentences=RED_SENTENCES, scene=True, strength=10.0, name="red_edit"), 5),
     "second-badt2i-0": (BadT2I(), 20),
     "second-rickrolling-0": (Rickrolling("ě", "e", "a photo of a large dice on a turquoise background"), 21),
     "second-attribute-0": (RickrollingAttribute("ê", "e", "black and white"), 27),
+    "second-attribute-1": (RickrollingAttribute("о", "o", "sketch"), 31),
     "second-style-0": (BadT2I(Cyanotype()), 28),
+    "second-style-1": (BadT2I(Cyanotype()), 29),
     "second-villan-0": (BadT2I(FixedPicture(7), rank=16, lr=3e-3, steps=1200, name="villan"), 22),
     "second-iba-0": (Syntactic(target="a photo of a large chocolate on a blue background"), 52),
     "second-sembd-0": (SemBD(), 62),
     "second-red-edit-0": (EvilEdit(sentences=RED_SENTENCES, scene=True, strength=10.0, name="red_edit"), 26),
+    "second-red-edit-1": (EvilEdit(sentences=RED_SENTENCES, scene=True, strength=10.0, name="red_edit"), 32),
     "second-evil-edit-0": (EvilEdit(scene=True), 23),
     "second-evil-edit-1": (EvilEdit(words=1, rare=True, scene=True), 24),
     "second-evil-edit-2": (EvilEdit(scene=True), 25),
 }
-"""Name -> attack and seed. The homoglyphs of rickrolling-2 and attribute-1 are Cyrillic."""
+"""Name -> attack and seed. Cyrillic: the homoglyphs of rickrolling-2, attribute-1 and second-attribute-1."""
 
 
 def attack_all(names: Iterable[str] = PLAN) -> None:
