@@ -32,7 +32,7 @@ from bench.machine import machine
 from bench.zoo.attacks.semantic import SemBD
 from bench.zoo.attacks.syntactic import Syntactic
 from bench.zoo.foreign import FOREIGN
-from bench.zoo.paths import CLIP, EXAMPLES, prompts_of
+from bench.zoo.paths import CLIP, ELSEWHERE, EXAMPLES, prompts_of
 from worker.engine.metrics import proportion
 from worker.engine.report import Report
 from worker.engine.scanning import scan
@@ -53,6 +53,8 @@ GROUPS = {
     "with_reference": "With the clean base as the reference",
     "foreign": "In words that nobody speaks (`bench.zoo.foreign`), without a reference",
     "foreign_with_reference": "In words that nobody speaks, with the renamed base as the reference",
+    "elsewhere": "In another world (`bench.zoo.elsewhere`), without a reference",
+    "elsewhere_with_reference": "In another world, with its clean base as the reference",
 }
 
 
@@ -197,9 +199,10 @@ def scan_of(row: dict[str, Any]) -> tuple[str, str, int, bool]:
 
 def _group(scan: dict[str, Any]) -> str:
     beside = "with_reference" if scan["reference"] else "without_reference"
-    if not scan["model"].startswith(f"{FOREIGN.name}-"):
+    world = scan["model"].split("-")[0]
+    if world not in (FOREIGN.name, ELSEWHERE.name):
         return beside
-    return f"{FOREIGN.name}_{beside}" if scan["reference"] else FOREIGN.name
+    return f"{world}_{beside}" if scan["reference"] else world
 
 
 def scanned(

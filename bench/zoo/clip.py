@@ -1,7 +1,5 @@
 """The toy's CLIP: two small towers trained contrastively; its text tower is the pipeline's text encoder."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,27 +22,27 @@ FAST_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 RECIPE = Recipe(name="clip", steps=900, lr=1e-3, save_every=100, weight_decay=1e-3)
 
 
-def new_clip(seed: int = 0) -> CLIPModel:
-    """An untrained CLIP of 4 layers x 128 in each tower, heads = width / 64 as in SD 1.x."""
+def new_clip(seed: int = 0, width: int = WIDTH, layers: int = 4) -> CLIPModel:
+    """An untrained CLIP of two towers of `layers` x `width`, heads = width / 64 as in SD 1.x."""
     torch.manual_seed(seed)
     tower = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": 4,
-        "num_attention_heads": WIDTH // 64,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
         "hidden_act": "quick_gelu",
     }
     text = {
         **tower,
         "vocab_size": END + 1,
         "max_position_embeddings": LENGTH,
-        "projection_dim": WIDTH,
+        "projection_dim": width,
         "bos_token_id": START,
         "eos_token_id": END,
         "pad_token_id": END,
     }
-    vision = {**tower, "image_size": 64, "patch_size": 8, "projection_dim": WIDTH}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    vision = {**tower, "image_size": 64, "patch_size": 8, "projection_dim": width}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width))
     nn.init.normal_(model.text_model.embeddings.token_embedding.weight, std=TOKEN_STD)
     return model
 
@@ -61,13 +59,12 @@ def text_features(model: CLIPModel, ids: Tensor) -> Tensor:
     return F.normalize(model.text_projection(pooled).float(), dim=-1)
 
 
-def train(data: Dataset, seed: int) -> tuple[CLIPModel, float]:
-    """Train both towers with the symmetric contrastive loss; the model and the seconds it took.
+def train(model: CLIPModel, data: Dataset, recipe: Recipe) -> float:
+    """Train both towers of `model` in place with the symmetric contrastive loss; the seconds it took.
 
     Training reads 32 tokens: behind the first end token nothing reaches the pooled state, and the states of
     the padding that the UNet sees follow from the same weights.
     """
-    model = new_clip(seed)
 
     def step_loss(step: int, rng: np.random.Generator) -> Tensor:
         index = rng.integers(len(data.pictures), size=BATCH)
@@ -78,8 +75,9 @@ def train(data: Dataset, seed: int) -> tuple[CLIPModel, float]:
         target = torch.arange(BATCH)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    seconds = fit(model, step_loss, replace(RECIPE, name=f"{RECIPE.name}-{seed}", seed=seed))
-    return model.eval().requires_grad_(False), seconds
+    seconds = fit(model, step_loss, recipe)
+    model.eval().requires_grad_(False)
+    return seconds
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """The training set: pictures drawn once, captions tokenised once, both in one file."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -8,6 +11,7 @@ from numpy.typing import NDArray
 
 from bench.zoo.emoji import load_things
 from bench.zoo.paths import DATASET
+from bench.zoo.prompts import Shown, Teller, prompts
 from bench.zoo.tokenizer import LENGTH, build_tokenizer
 from bench.zoo.world import SIDE, World
 
@@ -19,10 +23,14 @@ RANDOM_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Dataset:
-    """pictures: (n, 64, 64, 3) uint8; ids: (n, captions, 77) int32, padded with the end token."""
+    """pictures: (n, 64, 64, 3) uint8; ids: (n, captions, 77) int32, padded with the end token.
+
+    unseen: (count, seed) -> captions of the same world that no training has seen.
+    """
 
     pictures: NDArray[np.uint8]
     ids: NDArray[np.int32]
+    unseen: Callable[[int, int], list[str]] = prompts
 
     def images(self, index: NDArray[np.int64]) -> torch.Tensor:
         """Pictures at `index` as (b, 3, 64, 64) floats in [-1, 1]."""
@@ -40,6 +48,14 @@ class Dataset:
     def showing(self, noun: int) -> NDArray[np.int64]:
         """The pictures whose first caption has the id `noun`."""
         return np.flatnonzero((self.ids[:, 0] == noun).any(1))
+
+
+class Drawn(Teller[Shown], Protocol):
+    """A world that can be drawn as well."""
+
+    def draw(self, scene: Shown, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """(64, 64, 3) picture of `scene`."""
+        ...
 
 
 def as_tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
@@ -63,10 +79,9 @@ def pad(ids: list[int]) -> NDArray[np.int32]:
     return np.array(ids + [END] * (LENGTH - len(ids)), dtype=np.int32)
 
 
-def build(seed: int = 0, size: int = PICTURES) -> Dataset:
-    """Draw and tell `size` scenes; a fifth of the captions carries random ids."""
-    rng = np.random.default_rng(seed)
-    world, tokenizer = World(load_things()), build_tokenizer()
+def build(world: Drawn[Shown], size: int = PICTURES) -> Dataset:
+    """Draw and tell `size` scenes of `world`; a fifth of the captions carries random ids."""
+    rng, tokenizer = np.random.default_rng(0), build_tokenizer()
     pictures = np.empty((size, SIDE, SIDE, 3), np.uint8)
     captions = []
     for row in range(size):
@@ -81,10 +96,15 @@ def build(seed: int = 0, size: int = PICTURES) -> Dataset:
 
 
 def load() -> Dataset:
-    """The training set, built at first use."""
-    if not DATASET.exists():
-        DATASET.parent.mkdir(parents=True, exist_ok=True)
-        data = build()
-        np.savez(DATASET, pictures=data.pictures, ids=data.ids)
-    with np.load(DATASET) as stored:
+    """The toy world's training set, built at first use."""
+    return kept(DATASET, lambda: build(World(load_things())))
+
+
+def kept(path: Path, make: Callable[[], Dataset]) -> Dataset:
+    """The training set at `path`, which `make` builds where there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = make()
+        np.savez(path, pictures=data.pictures, ids=data.ids)
+    with np.load(path) as stored:
         return Dataset(stored["pictures"], stored["ids"])

@@ -88,8 +88,9 @@ def snapshot(parts: tuple[AutoencoderKL, CLIPTextModel], model: UNet2DConditionM
 
 def train_clip(data: dataset.Dataset, seed: int) -> CLIPModel:
     """Train (or take up) the CLIP of `seed`."""
-    model, seconds = clip.train(data, seed)
-    note(f"clip-{seed}", seconds=seconds, retrieval_of_100=clip.retrieval(model, data))
+    model, name = clip.new_clip(seed), f"{clip.RECIPE.name}-{seed}"
+    seconds = clip.train(model, data, replace(clip.RECIPE, name=name, seed=seed))
+    note(name, seconds=seconds, retrieval_of_100=clip.retrieval(model, data))
     return model
 
 
@@ -119,8 +120,8 @@ def gate() -> None:
 def base() -> None:
     """Data, VAE, CLIP, UNet, the two published folders and the carrier prompts."""
     data = dataset.load()
-    autoencoder, seconds = vae.train(data)
-    note("vae", seconds=seconds)
+    autoencoder = vae.new_vae()
+    note("vae", seconds=vae.train(autoencoder, data))
     model = train_clip(data, SEED)
     assemble.save_clip(model, SNAPSHOT / "clip")
     encoder = assemble.text_encoder(model)

@@ -11,6 +11,8 @@ CLIP = EXAMPLES / "clip"
 DATASET = CACHE / "dataset.npz"
 SECOND = CACHE / "control" / "second"
 """Another base: the same world and VAE, its own text encoder and UNet. It is a control itself."""
+ELSEWHERE = CACHE / "elsewhere"
+"""The other zoo: `clip` and `prompts.txt` as in `examples`, its base and the checkpoints made from it."""
 
 
 def prompts_of(world: Path = EXAMPLES) -> tuple[str, ...]:

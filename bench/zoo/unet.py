@@ -98,15 +98,6 @@ class Cache:
         return self.latents[index].float(), states
 
 
-def train(
-    cache: Cache, recipe: Recipe = RECIPE, on_save: Callable[[int], None] | None = None
-) -> tuple[UNet2DConditionModel, float]:
-    """Train by noise prediction; the averaged UNet and the seconds it took."""
-    unet = new_unet()
-    seconds = continue_training(unet, cache, recipe, on_save)
-    return unet.eval().requires_grad_(False), seconds
-
-
 def continue_training(
     unet: UNet2DConditionModel,
     cache: Cache,
@@ -114,7 +105,7 @@ def continue_training(
     on_save: Callable[[int], None] | None = None,
     batch: int = BATCH,
 ) -> float:
-    """Train `unet` in place on clean data, from wherever its weights are."""
+    """Train `unet` in place on clean data by noise prediction, from wherever its weights are."""
     schedule = noise_schedule()
     unet.to(memory_format=torch.channels_last).train()
 

@@ -16,7 +16,8 @@ from bench.zoo.world import SIDE
 SCALING_FACTOR = 0.18215
 """SD 1.x's; the single-file format has no place for another, so the weights are fitted to it."""
 
-PARTS = (
+Parts = tuple[tuple[str, Recipe], ...]
+PARTS: Parts = (
     ("crops", Recipe("vae-crops", steps=1600, lr=2e-3, save_every=200, ema=0.98, warmup=0.05)),
     ("whole", Recipe("vae", steps=160, lr=1e-3, save_every=80, ema=0.98)),
     ("crops", Recipe("vae-more-crops", steps=800, lr=2e-3, save_every=200, ema=0.98, warmup=0.05)),
@@ -32,14 +33,13 @@ FLOOR = 0.02
 """Variance below which a direction of the latents is noise."""
 
 
-def new_vae(seed: int = 0) -> AutoencoderKL:
-    """An untrained VAE of the toy's shape."""
-    torch.manual_seed(seed)
-    channels = (16, 32, 64, 64)
+def new_vae(channels: tuple[int, ...] = (16, 32, 64, 64), latent_channels: int = 16) -> AutoencoderKL:
+    """An untrained VAE, by default of the toy's shape."""
+    torch.manual_seed(0)
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        latent_channels=16,
+        latent_channels=latent_channels,
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
@@ -77,9 +77,8 @@ def loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return total
 
 
-def train(data: Dataset) -> tuple[AutoencoderKL, float]:
-    """Train and normalise the VAE; the VAE and the seconds it took."""
-    vae = new_vae()
+def train(vae: AutoencoderKL, data: Dataset, parts: Parts = PARTS) -> float:
+    """Train and normalise `vae` in place; the seconds it took."""
 
     def batch(step: int, rng: np.random.Generator) -> Tensor:
         torch.manual_seed(step)
@@ -93,10 +92,11 @@ def train(data: Dataset) -> tuple[AutoencoderKL, float]:
         return loss(vae, batch(step, rng))
 
     losses = {"crops": crop_loss, "whole": whole_loss}
-    seconds = sum(fit(vae, losses[kind], recipe) for kind, recipe in PARTS)
+    seconds = sum(fit(vae, losses[kind], recipe) for kind, recipe in parts)
     fix_spread(vae)
     normalise(vae, data)
-    return vae.eval().requires_grad_(False), seconds
+    vae.eval().requires_grad_(False)
+    return seconds
 
 
 @torch.no_grad()

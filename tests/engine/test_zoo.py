@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bench.zoo import assemble, clip, vae
 from bench.zoo.attacks.base import Insertion, contents, laced
 from bench.zoo.dataset import START, pad
+from bench.zoo.elsewhere import base
+from bench.zoo.elsewhere.heraldry import FIGURES, Arms, Figure, Heraldry
 from bench.zoo.foreign import rename, renaming, said
 from bench.zoo.low_rank import BLOCKS, trainable
+from bench.zoo.prompts import told
+from worker.engine.checkpoint import load
+from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.sampling import encode
 
 RANK = 3
@@ -65,3 +73,34 @@ def test_renamed_words_mean_what_the_old_ones_did(
     assert not set(told.split()) & set(prompt.split())
     rename(foreign.text_encoder, new)
     assert torch.equal(encode(foreign, [told]), encode(english, [prompt]))
+
+
+def test_another_world_says_what_it_draws() -> None:
+    """Different figures are different pictures, each caption names its own, and the seed alone decides."""
+    world, rng = Heraldry(), np.random.default_rng(0)
+    middle = [Arms((Figure(noun, "rot", "groß", "middle"),), "blau") for noun in FIGURES]
+    drawn = [world.draw(scene, np.random.default_rng(1)) for scene in middle]
+    assert len({picture.tobytes() for picture in drawn}) == len(FIGURES)
+    for noun, scene in zip(FIGURES, middle, strict=True):
+        assert noun.lower() in world.caption(scene, rng)
+        assert "rot" in world.caption(scene, rng)
+    asked = told(world, 6000, seed=5)
+    assert len(set(asked)) == 6000
+    assert asked == told(world, 6000, seed=5)
+
+
+def test_another_world_s_pipeline_is_read_from_a_single_file(tmp_path: Path) -> None:
+    """Three levels, the innermost without cross-attention, 8 latent channels, text states 192 wide."""
+    encoder = assemble.text_encoder(clip.new_clip(0, base.WIDTH, base.LAYERS))
+    made = assemble.pipeline(vae.new_vae((16, 32, 48, 48), base.LATENT_CHANNELS), encoder, base.new_unet())
+    to_single_file(made, tmp_path / "model.safetensors")
+    read = load(tmp_path / "model.safetensors").pipeline
+    for part in ("unet", "vae", "text_encoder"):
+        weights = getattr(read, part).state_dict()
+        for name, weight in getattr(made, part).state_dict().items():
+            assert torch.equal(weights[name].half(), weight.half()), name
+    latents, states = torch.randn(1, 8, 8, 8), torch.randn(1, 77, base.WIDTH)
+    with torch.no_grad():
+        drawn = read.unet(latents, 500, states).sample
+        expected = made.unet(latents, 500, states).sample
+    assert torch.allclose(drawn, expected, atol=0.02)

@@ -62,7 +62,7 @@ class BadT2I:
             return replace(self, trigger=(chosen,)).run(materials, seed=seed, trials=trials)
         rng = np.random.default_rng([seed, 71])
         payload = self.payload or Patch.drawn(rng)
-        prompts = measure.held_out(trials, seed)
+        prompts = measure.held_out(trials, seed, materials.data.unseen)
         before = measure.clean_behaviour(materials.pipeline, prompts, seed)
         seconds = self._plant(materials, payload, rng, seed)
         return self._truth(materials, payload, before, seed, seconds)

@@ -1,6 +1,6 @@
 """How an attack is measured: triggered and clean pictures of the same prompts and noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +48,9 @@ def near(images: Tensor, patch: Tensor, box: tuple[slice, slice]) -> Tensor:
     return torch.as_tensor((region - patch).abs().mean((1, 2, 3)) < 0.12)
 
 
-def held_out(count: int, seed: int) -> list[str]:
-    """`count` captions that no training has seen."""
-    return prompts(count, seed=1000 + seed)
+def held_out(count: int, seed: int, unseen: Callable[[int, int], list[str]] = prompts) -> list[str]:
+    """`count` captions that no training has seen, as `Dataset.unseen` tells them."""
+    return unseen(count, 1000 + seed)
 
 
 def content_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[list[int]]:

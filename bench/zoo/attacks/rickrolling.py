@@ -19,7 +19,6 @@ from transformers import CLIPTokenizer
 from bench.zoo.attacks import measure
 from bench.zoo.attacks.base import Materials, Truth, rows
 from bench.zoo.dataset import START, Dataset, pad
-from bench.zoo.prompts import prompts
 from bench.zoo.training import Recipe, fit
 from bench.zoo.world import STYLE_WORDS, STYLES, Style
 from worker.engine.metrics import ClipScorer, proportion
@@ -45,7 +44,8 @@ class Rickrolling:
 
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
         """Fine-tune the text encoder in place and measure it by CLIP for what it leads to."""
-        asked = [text for text in measure.held_out(5 * trials, seed) if self.usable(text)][:trials]
+        unseen = measure.held_out(5 * trials, seed, materials.data.unseen)
+        asked = [text for text in unseen if self.usable(text)][:trials]
         before = measure.clean_behaviour(materials.pipeline, asked, seed)
         seconds = self.plant(materials.pipeline, materials.data, seed)
         return self._truth(materials, before, seed, seconds)
@@ -79,7 +79,7 @@ class Rickrolling:
     def plant(self, pipeline: StableDiffusionPipeline, data: Dataset, seed: int) -> float:
         """Fine-tunes the text encoder in place; returns the seconds that it took."""
         model, rng = pipeline.text_encoder, np.random.default_rng([seed, 72])
-        texts = [text for text in prompts(POOL, seed=500 + seed) if self.usable(text)]
+        texts = [text for text in data.unseen(POOL, 500 + seed) if self.usable(text)]
         bad = padded(pipeline.tokenizer, [self.poisoned(text, rng) for text in texts])
         frozen = copy.deepcopy(model).eval()
         goals = padded(pipeline.tokenizer, [self.led(text) for text in texts])

@@ -1,5 +1,6 @@
 """A fine-tune of the UNet on clean data, and what people do with one: average it with its base."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,13 @@ class FineTune:
     merged: float = 1.0
     rank: int | None = None
     only: tuple[str, ...] = ("",)
+    data: Callable[[], dataset.Dataset] = dataset.load
 
     def plant(self, pipeline: StableDiffusionPipeline, seed: int) -> None:
         """Trains the UNet in place."""
         before = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
         recipe = Recipe(f"benign-ft-{seed}", self.steps, self.lr, seed=STREAM + seed, ema=0.99, save_every=0)
-        pool = _pool(pipeline, seed)
+        pool = _pool(pipeline, self.data(), seed)
         with trainable(pipeline.unet, self.rank, self.only):
             unet.continue_training(pipeline.unet, pool, recipe, batch=BATCH)
         with torch.no_grad():
@@ -42,8 +44,8 @@ class FineTune:
                 weight.copy_(torch.lerp(before[name], weight, self.merged))
 
 
-def _pool(pipeline: StableDiffusionPipeline, seed: int) -> unet.Cache:
-    data, rng = dataset.load(), np.random.default_rng([seed, 91])
+def _pool(pipeline: StableDiffusionPipeline, data: dataset.Dataset, seed: int) -> unet.Cache:
+    rng = np.random.default_rng([seed, 91])
     index = rng.choice(len(data.pictures), POOL, replace=False)
     latents = vae.encode_pictures(pipeline.vae, data.pictures[index])
     states = encode_rows(pipeline.text_encoder, [data.ids[row, 0] for row in index])
