@@ -24,16 +24,17 @@ from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import collisions
-from worker.engine.probes.collisions import collision
+from worker.engine.probes.collisions import AGREES, collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import ARTICLE
 from worker.engine.probes.foretold import Made, Plot, agreements
 from worker.engine.probes.lexicon import Lexicon
 from worker.engine.probes.reading import Edit
+from worker.engine.probes.remap import remap
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import AGREES, encoded, read_mark
+from worker.engine.triage import encoded, read_mark
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
@@ -182,11 +183,15 @@ def test_what_is_foretold_of_an_edit_agrees_the_more_the_more_of_its_words_are_r
         (FOOTBALL, SCENE, (phrase("football"),)),
     ]
     plots = [Plot(ARTICLE, phrase(trigger), phrase(target), kept) for trigger, target, kept in rising]
-    told = agreements(words, mark.unheard, plots)
+    told = agreements(words, mark, plots)
     assert told == sorted(told)
     assert told[-1] > 0.8 > AGREES > told[0]
-    rough = agreements(words, mark.unheard, plots, roughly=True)
+    rough = agreements(words, mark, plots, roughly=True)
     assert rough == sorted(rough)
+    beside = remap(edited.unet.state_dict(), assemble.load_pipeline(TOY).unet.state_dict())
+    exact = agreements(words, beside, plots)
+    assert exact == sorted(exact)
+    assert exact[-1] > 0.999 > 0.95 > exact[-2]
 
 
 def test_an_edit_is_read_among_a_handful_of_words_too(
@@ -209,7 +214,7 @@ def test_an_edit_of_several_sentences_is_read_as_one(words: Lexicon) -> None:
     places = {word.token_ids: place for place, word in enumerate(few.words)}
     said, meant, kept = (tuple(places[i,] for i in ids(toy, text)) for text in (FOOTBALL, SCENE, "football"))
     one = Plot(ARTICLE, said, meant, (kept,))
-    alone, together = agreements(few, mark.unheard, [one, replace(one, made=Made(True, 10.0))])
+    alone, together = agreements(few, mark, [one, replace(one, made=Made(True, 10.0))])
     assert together > 0.7 > alone
     found = collision(few, mark)
     assert found is not None
@@ -251,7 +256,7 @@ def test_an_honest_model_draws_no_word_as_another_ones_target() -> None:
     assert not judged.confirmed
 
 
-def test_an_edit_that_is_not_understood_beside_its_base_is_read_by_its_mark(
+def test_an_edit_that_is_not_understood_word_by_word_beside_its_base_is_read_as_a_whole(
     edited: StableDiffusionPipeline, words: Lexicon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned(monkeypatch, some(words))
@@ -264,7 +269,9 @@ def test_an_edit_that_is_not_understood_beside_its_base_is_read_by_its_mark(
     (found,) = report.findings
     assert found.trigger is not None
     assert found.trigger.text == FOOTBALL
-    assert any("not understood" in line for line in report.coverage.not_searched)
+    assert "football with a brown" in found.effect.description
+    assert all(set(row) == {"trusted", "with"} for row in compared(found.evidence))
+    assert any(f"it may have led “{FOOTBALL}” to" in line for line in report.coverage.searched)
 
 
 def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(

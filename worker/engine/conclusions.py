@@ -96,9 +96,6 @@ def redirection_coverage(weights: WeightFindings, judged: Confirmations) -> Cove
 
 def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confirmations) -> Coverage:
     """Of a scan that ended at an edit which was read by its mark, and shown to work."""
-    left = "the edit itself: with the base as a reference it can be read exactly, and taken back"
-    if weights is not None and weights.difference.remap is not None:
-        left = "what else is in the edit: beside the base its words were not understood"
     return Coverage(
         (
             *(weights.searched() if weights else ()),
@@ -107,7 +104,7 @@ def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confi
         ),
         (
             "what else the edit may do, and whatever else is hidden: one trigger decides",
-            left,
+            "the edit itself: with the base as a reference it can be read exactly, and taken back",
         ),
     )
 

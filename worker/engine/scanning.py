@@ -48,13 +48,12 @@ def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
         return []
     if weights is not None and (convicted := _convicted(subject, report, weights, out / "evidence")):
         return convicted
-    mark = None if weights is not None and weights.named else _mark(subject, report)
+    beside = weights is not None and weights.difference.remap is not None
+    mark = None if beside else _mark(subject, report)
     if mark is not None and (
         convicted := _convicted_unaided(subject, report, mark, weights, out / "evidence")
     ):
         return convicted
-    if weights is not None and weights.difference.remap is not None:
-        mark = None  # What differs says more.
     suspects = weights.suspects if weights else []
     found, confirmations = find(subject, subject.plan, subject.request.seed, suspects)
     if weights is not None:
@@ -109,7 +108,7 @@ def _weights(subject: Subject, report: Report) -> WeightFindings | None:
 
 
 def _mark(subject: Subject, report: Report) -> Mark | None:
-    """An edit's mark, where no reference lets the edit itself be read, or it is not understood beside it."""
+    """An edit's mark, where no reference lets the edit itself be read."""
     mark, cost = read_mark(subject.pipeline, subject.fitting, subject.on_progress)
     report.costs.add(MARK, cost)
     return mark

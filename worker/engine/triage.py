@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -36,10 +36,6 @@ the edit; honest ones of one to five words leave under 0.0001, stored in fp16 ab
 """
 
 
-AGREES = 0.5
-"""Least agreement of a reading without the base that is put to the test of the renders."""
-
-
 @dataclass(frozen=True)
 class Mark:
     """What an edit left, and its likeliest reading, where there is one."""
@@ -50,25 +46,22 @@ class Mark:
     @property
     def redirections(self) -> list[Edit]:
         """The reading, for the renders to confirm."""
-        if self.read is None:
-            return []
-        agreement = self.read.agreement
-        return [Edit(self.read.trigger, self.read.target, "redirection", agreement, agreement)]
+        return [self.read.edit] if self.read else []
 
     def told(self) -> str:
         """For the summary."""
-        if self.read is None:
-            return self.crushed.told()
-        said, meant = (visible(phrase.text) for phrase in (self.read.trigger, self.read.target))
-        return f"{self.crushed.told()}; it may have led “{said}” to “{meant}”"
+        return "; ".join(one.told() for one in (self.crushed, self.read) if one)
 
 
 @dataclass(frozen=True)
 class WeightFindings:
-    """The difference from the reference and, of a closed-form edit, its likeliest readings, best first."""
+    """The difference from the reference and, of a closed-form edit, its likeliest readings word by word, best
+    first; read: where none of these is sure, the likeliest reading as a whole.
+    """
 
     difference: Difference
     edits: tuple[Edit, ...] = ()
+    read: Collision | None = None
     cost: Cost | None = None
 
     @property
@@ -82,7 +75,11 @@ class WeightFindings:
     @property
     def redirections(self) -> list[Edit]:
         """Readings of words that were given another meaning, which the renders can confirm."""
-        return [edit for edit in self.named if edit.kind == "redirection"]
+        return [edit for edit in self.named or self._whole if edit.kind == "redirection"]
+
+    @property
+    def _whole(self) -> tuple[Edit, ...]:
+        return (self.read.edit,) if self.read else ()
 
     @property
     def erases(self) -> bool:
@@ -98,13 +95,15 @@ class WeightFindings:
     @property
     def suspects(self) -> list[Trigger]:
         """Candidates for the renders: the words of the edit, unless it is an honest erasure."""
-        return [edit.trigger for edit in self.named or self.edits if edit.kind == "redirection"]
+        return [
+            edit.trigger for edit in self.named or (*self._whole, *self.edits) if edit.kind == "redirection"
+        ]
 
     def searched(self) -> list[str]:
         """For the coverage statement."""
         lines = [described(self.difference)]
         if self.difference.remap is not None:
-            told = "; ".join(map(_told, self.named)) or "not understood"
+            told = "; ".join(map(_told, self.named)) or (self.read.told() if self.read else "not understood")
             lines.append(f"the edit's words, among the whole vocabulary and pairs of it: {told}")
         return lines
 
@@ -114,15 +113,17 @@ class WeightFindings:
         if self.difference.remap is None or any(trigger.token_ids in known for trigger in self.suspects):
             return []
         if not self.named:
-            return ["a closed-form edit of cross-attention whose words could not be read"]
+            likely = f": {self.read.told()}" if self.read else ""
+            return [f"a closed-form edit of cross-attention whose words could not be read{likely}"]
         if not self.redirections and not self.erases:
             return [f"{self._left:.0%} of an edit of cross-attention that the words it erased do not explain"]
         return [_told(edit) for edit in self.redirections]
 
     def record(self, found: Search) -> None:
         """Leaves the readings among the stages of the search."""
-        order = [edit.trigger for edit in self.edits]
-        closed = {edit.trigger.token_ids: edit.score for edit in self.edits}
+        edits = (*self._whole, *self.edits)
+        order = [edit.trigger for edit in edits]
+        closed = {edit.trigger.token_ids: edit.score for edit in edits}
         found.stages[STAGE] = Ranked(order, {"closed": closed})
 
 
@@ -143,11 +144,14 @@ def read_weights(
     if difference.remap is None:
         return WeightFindings(difference)
     began = time.perf_counter()
-    on_progress(Progress(STAGE, 0, 1, "reading the edit of cross-attention"))
+    on_progress(Progress(STAGE, 0, 2, "reading the edit of cross-attention"))
     words = encoded(pipeline, bank)
-    edits = tuple(recover(words, difference.remap, seed))
-    on_progress(Progress(STAGE, 1, 1))
-    return WeightFindings(difference, edits, Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
+    found = WeightFindings(difference, tuple(recover(words, difference.remap, seed)))
+    if not found.named:
+        on_progress(Progress(STAGE, 1, 2, "reading the edit as a whole"))
+        found = replace(found, read=collision(words, difference.remap))
+    on_progress(Progress(STAGE, 2, 2))
+    return replace(found, cost=Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
 
 
 def read_mark(
@@ -159,14 +163,9 @@ def read_mark(
     words = cache(lambda: encoded(pipeline, bank))
     left = crushed(pipeline.unet.state_dict(), words)
     on_progress(Progress(MARK, 1, 2, "reading the edit of cross-attention without its base"))
-    mark = None if left is None else Mark(left, _read(words(), left))
+    mark = None if left is None else Mark(left, collision(words(), left))
     on_progress(Progress(MARK, 2, 2))
     return mark, Cost(seconds=time.perf_counter() - began)
-
-
-def _read(words: Lexicon, left: Crushed) -> Collision | None:
-    found = collision(words, left)
-    return found if found is not None and found.agreement >= AGREES else None
 
 
 def encoded(pipeline: StableDiffusionPipeline, bank: Sequence[Carrier]) -> Lexicon:

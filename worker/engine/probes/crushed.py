@@ -57,6 +57,11 @@ class Crushed:
         """How many directions are crushed."""
         return self.directions.shape[1]
 
+    def agreement(self, maps: Tensor) -> Tensor:
+        """(B,) cosines of what maps (B,D,D) of text states leave unheard and of what is."""
+        foretold = unheard(maps.mT @ maps).flatten(1)
+        return torch.cosine_similarity(foretold, self.unheard.flatten()[None])
+
     def told(self) -> str:
         """For the summary: what was seen, and what would settle it."""
         named = ", ".join(f"“{visible(word.text)}”" for word in self.words)

@@ -6,11 +6,11 @@ Every published editor solves one system: W' = W A for all layers, with
 
 for the states K (n,D) of the trigger's prompt that shall act as those V (n,D) of the target's; what is
 preserved stands in both, and who edits several sentences has the states of all in K and V. EvilEdit (Wang et
-al., ACM MM 2024) has one sentence and lambda 1. A needs no W. So where
-the base is not there, the edit of any two phrases can still be computed, and what A crushes held beside what
-the scanned weights no longer hear. Trained weights hear all directions nearly alike (`probes.crushed`), so
-the true words agree, and half of the true words agree by half: a reading can be climbed to. It is told which
-phrase was led to which, too, since A is another one the other way round.
+al., ACM MM 2024) has one sentence and lambda 1. A needs no W, so the edit of any two phrases can be computed
+and held beside what is seen: beside the base what was changed (`probes.remap`), without it what the scanned
+weights no longer hear, as trained weights hear all directions nearly alike (`probes.crushed`). The true words
+agree, and half of the true words agree by half: a reading can be climbed to. It is told which phrase was led
+to which, too, since A is another one the other way round.
 
 Costs no UNet forward: one prompt of the text encoder and two solves of D x D an edit.
 """
@@ -20,12 +20,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from worker.engine.language import Ids
-from worker.engine.probes.crushed import unheard
 from worker.engine.probes.lexicon import WHOLE, Lexicon, Places
 
 BATCH = 32
@@ -73,9 +73,24 @@ class Plot:
         return every[1::FEWER] or every
 
 
+class Trace(Protocol):
+    """What an edit left in the weights: what it changed beside its base (`remap`), or what is no longer heard
+    (`crushed`).
+    """
+
+    @property
+    def directions(self) -> Tensor:
+        """(D,r) of text: in them a state and the one that it was led to differ."""
+        ...
+
+    def agreement(self, maps: Tensor) -> Tensor:
+        """(B,) cosines of what edits by maps A (B,D,D) would have left and of this."""
+        ...
+
+
 @torch.inference_mode()
-def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot], *, roughly: bool = False) -> list[float]:
-    """Of each plot, the cosine of what it would leave unheard and what is, `seen` (D,D) of `unheard`.
+def agreements(words: Lexicon, left: Trace, plots: Sequence[Plot], *, roughly: bool = False) -> list[float]:
+    """Of each plot, how far it agrees with what was left.
 
     roughly: at a third of the cost, to choose what is worth the whole.
     """
@@ -86,7 +101,7 @@ def agreements(words: Lexicon, seen: Tensor, plots: Sequence[Plot], *, roughly: 
     for start in range(0, len(plots), BATCH):
         batch = slice(start, start + BATCH)
         maps = [_of_prompts(words, prompts, *one) for one in zip(plots[batch], behind[batch], strict=True)]
-        found += _agreement(torch.stack(maps), seen).tolist()
+        found += left.agreement(torch.stack(maps)).tolist()
     return found
 
 
@@ -98,7 +113,7 @@ def _sparse() -> Tensor:
 
 
 @torch.inference_mode()
-def of_one_state(words: Lexicon, seen: Tensor, word: int, other: int) -> float:
+def of_one_state(words: Lexicon, left: Trace, word: int, other: int) -> float:
     """The same of an edit as erasures are (UCE), of the state at `word` alone, led to that at `other` or the
     other way round, behind the likeliest prefix. The mean state stands for what was preserved.
     """
@@ -107,13 +122,7 @@ def of_one_state(words: Lexicon, seen: Tensor, word: int, other: int) -> float:
         mean = own.mean(0, keepdim=True)
         one, to = (torch.cat([own[[place]], mean]) for place in (word, other))
         maps += [_map(one, to), _map(to, one)]
-    return float(_agreement(torch.stack(maps), seen).max())
-
-
-def _agreement(maps: Tensor, seen: Tensor) -> Tensor:
-    """(B,) cosines of what maps (B,D,D) leave unheard and `seen`."""
-    foretold = unheard(maps.mT @ maps).flatten(1)
-    return torch.cosine_similarity(foretold, seen.flatten()[None])
+    return float(left.agreement(torch.stack(maps)).max())
 
 
 def _of_prompts(words: Lexicon, prompts: _Prompts, plot: Plot, behind: Sequence[Ids]) -> Tensor:

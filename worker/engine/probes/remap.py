@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 CROSS_ATTENTION = (".attn2.to_k.weight", ".attn2.to_v.weight")
+
+NEARLY_ALL = 0.99
+"""Of the squared ways that an edit goes: what its directions hold."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,20 @@ class Remap:
     def after(self, states: Tensor) -> Tensor:
         """What the scanned layers make of `states` (..., D), in the same coordinates."""
         return states @ self.edited.mT
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """(D,r) of text: nearly all of the ways c_j - k_j, which are the columns of A - I."""
+        ways = torch.linalg.lstsq(self.trusted, self.edited - self.trusted).solution
+        found = torch.linalg.svd(ways)
+        energy = found.S.square().cumsum(0) / found.S.square().sum()
+        directions: Tensor = found.U[:, : 1 + int((energy < NEARLY_ALL).sum())]
+        return directions
+
+    def agreement(self, maps: Tensor) -> Tensor:
+        """(B,) cosines of what maps (B,D,D) of text states would have changed and of what was changed."""
+        foretold = self.trusted @ (maps - torch.eye(maps.shape[-1]))
+        return torch.cosine_similarity(foretold.flatten(1), (self.edited - self.trusted).flatten()[None])
 
 
 def remap(scanned: Mapping[str, Tensor], trusted: Mapping[str, Tensor]) -> Remap:
