@@ -84,9 +84,8 @@ def untouched_coverage() -> Coverage:
 
 def redirection_coverage(weights: WeightFindings, judged: Confirmations) -> Coverage:
     """Of a scan that ended at an edit which was read, and shown to work."""
-    drawn = f"{_redrawn(judged)}, by the scanned and by the trusted weights from the same noise"
     return Coverage(
-        (*weights.searched(), drawn),
+        (*weights.searched(), _redrawn(judged)),
         (
             "what else the edit may do: it was shown to work, which decides, and its removal takes all of it",
             "whatever the reference itself may hide",
@@ -100,7 +99,7 @@ def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confi
         (
             *(weights.searched() if weights else ()),
             f"what a closed-form edit leaves in cross-attention's keys and values: {mark.told()}",
-            f"{_redrawn(judged)}, beside ordinary words from the same noise",
+            _redrawn(judged),
         ),
         (
             "what else the edit may do, and whatever else is hidden: one trigger decides",
@@ -110,11 +109,14 @@ def collision_coverage(mark: Mark, weights: WeightFindings | None, judged: Confi
 
 
 def _redrawn(judged: Confirmations) -> str:
-    n = judged.confirmed[0].statistics.n
+    first = judged.confirmed[0]
     sentence = next(one.sentence for one in judged.confirmed if one.sentence)
     count = len(judged.all)
     what = "a redirected word or phrase" if count == 1 else f"{count} redirected words or phrases, each"
-    return f"{what} drawn {n} times in “{sentence.text} …”"
+    beside = "by the scanned and by the trusted weights"
+    if first.samples and first.samples.beside == "other":
+        beside = "beside ordinary words"
+    return f"{what} drawn {first.statistics.n} times in “{sentence.text} …”, {beside} from the same noise"
 
 
 def coverage(

@@ -115,11 +115,14 @@ def _mark(subject: Subject, report: Report) -> Mark | None:
 
 
 def _convicted(subject: Subject, report: Report, weights: WeightFindings, folder: Path) -> list[Confirmation]:
-    """Redirections that were read from the weights and that the renders confirm, already in the report.
+    """Redirections that were read from the weights and that the renders confirm, already in the report: drawn
+    beside the reference's pictures, or else as they would be without one, beside other words.
 
     Nothing is searched behind them: the edit is all that differs from the reference.
     """
     judged = _redrawn(subject, report, weights.redirections, weights.difference.trusted)
+    if not judged.confirmed:
+        judged = _redrawn(subject, report, weights.redirections, None)
     if judged.confirmed:
         weights.record(report.search)
         report.coverage, report.verdict = redirection_coverage(weights, judged), "fail"

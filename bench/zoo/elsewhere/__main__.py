@@ -22,7 +22,7 @@ from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.metrics import ClipScorer
 
 ATTACKED: dict[str, tuple[Attack, int]] = {
-    "badt2i": (BadT2I(), 501),
+    "badt2i": (BadT2I(steps=1600), 501),
     "style": (BadT2I(Cyanotype()), 502),
     "rickrolling": (Rickrolling("ê", "e", "ein großer gelber stern auf blauem grund"), 503),
     "villan": (BadT2I(FixedPicture(42), rank=16, lr=3e-3, steps=1200, name="villan"), 504),
