@@ -27,6 +27,7 @@ from worker.engine.candidates import surface
 from worker.engine.checkpoint import load
 from worker.engine.funnel import PLANS
 from worker.engine.metrics import ClipScorer, proportion
+from worker.engine.probes.collisions import collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import recover
 from worker.engine.probes.reading import READ, Edit
@@ -161,6 +162,8 @@ class _Bench:
         if edited.unexplained > ONE_MAP:
             return Reading(False, False, False, False, *marked)
         edit = recover(self.words, edited, self.seed)[0]
+        if edit.score < READ and (whole := collision(self.words, edited)):
+            edit = whole.edit
         right = edit.trigger.token_ids == trigger
         led = edit.target.token_ids if edit.target else ()
         sure = edit.score >= READ
