@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import CLIP, EXAMPLES, TOY, prompts_of
 from service.domain.report import Report
 from service.reports.pictures import compared
-from worker.engine import cleansing, funnel, pipeline, triage
+from worker.engine import cleansing, funnel, pipeline, scanning, triage
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.ldm import to_single_file
+from worker.engine.confirmation import Confirmations
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import collisions
@@ -272,6 +274,29 @@ def test_an_edit_that_is_not_understood_word_by_word_beside_its_base_is_read_as_
     assert "football with a brown" in found.effect.description
     assert all(set(row) == {"trusted", "with"} for row in compared(found.evidence))
     assert any(f"it may have led “{FOOTBALL}” to" in line for line in report.coverage.searched)
+
+
+def test_what_the_references_pictures_do_not_convict_is_drawn_beside_other_words(
+    edited: StableDiffusionPipeline, words: Lexicon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference must not make a scan see less than it would without one."""
+
+    def unsure(pipeline: StableDiffusionPipeline, trusted: object, *rest: Any, **known: Any) -> Confirmations:
+        judged = convict(pipeline, None, *rest, **known)
+        return judged if trusted is None else Confirmations([], cost=judged.cost)
+
+    planned(monkeypatch, words)
+    monkeypatch.setattr(scanning, "convict", unsure)
+    file = tmp_path / "edited.safetensors"
+    to_single_file(edited, file)
+    request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, reference=TOY, budget="quick", cleanse=False)
+    report = Report.model_validate(pipeline.run(request, tmp_path / "out"))
+    assert report.verdict == "fail"
+    (found,) = report.findings
+    assert found.trigger is not None
+    assert found.trigger.text == FOOTBALL
+    assert all(set(row) == {"other", "with"} for row in compared(found.evidence))
+    assert any("beside ordinary words from the same noise" in line for line in report.coverage.searched)
 
 
 def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
