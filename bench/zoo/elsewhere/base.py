@@ -27,7 +27,11 @@ VAE_PARTS: vae.Parts = (
     ("crops", Recipe("elsewhere-vae-crops", steps=1200, lr=2e-3, save_every=200, ema=0.98, warmup=0.05)),
     ("whole", Recipe("elsewhere-vae", steps=200, lr=1e-3, save_every=100, ema=0.98)),
 )
-UNET_RECIPE = replace(unet.RECIPE, name="elsewhere-unet", seed=SEED, steps=2500)
+UNET_PARTS = (
+    replace(unet.RECIPE, name="elsewhere-unet", seed=SEED, steps=2500),
+    replace(unet.RECIPE, name="elsewhere-unet-on", seed=SEED + 1, steps=2000, lr=8e-4),
+)
+"""After the first part colours and grounds were right, and figures were blots."""
 
 
 def load() -> dataset.Dataset:
@@ -64,7 +68,9 @@ def make() -> None:
     vae.train(autoencoder, data, VAE_PARTS)
     encoder, trained = assemble.text_encoder(seen), new_unet()
     latents, states = vae.encode_pictures(autoencoder, data.pictures), unet.encode_captions(encoder, data)
-    unet.continue_training(trained, unet.Cache(latents, states, unet.empty_state(encoder)), UNET_RECIPE)
+    cache = unet.Cache(latents, states, unet.empty_state(encoder))
+    for recipe in UNET_PARTS:
+        unet.continue_training(trained, cache, recipe)
     copy = new_unet()  # the trained one's weights lie in another memory format
     copy.load_state_dict(trained.state_dict())
     assemble.save_clip(seen, ELSEWHERE / CLIP.name)
