@@ -14,11 +14,12 @@ from worker.engine.candidates import vocabulary
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
-from worker.engine.probes.collisions import Collision, collision
+from worker.engine.probes.collisions import Collision, agreement_of, collision
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
 from worker.engine.probes.reading import READ, Edit
+from worker.engine.probes.remap import Remap
 from worker.engine.probes.weights import Difference, described
 from worker.engine.prompts import Carrier
 from worker.engine.report import visible
@@ -34,6 +35,14 @@ UNREAD = 0.02
 """Of an edit that erases words: what may stay unexplained. Among many erasures a backdoor is a small part of
 the edit; honest ones of one to five words leave under 0.0001, stored in fp16 about 0.001.
 """
+
+CERTAIN = 0.95
+"""`Edit.score` of a redirection that is not read once more as a whole. Of edits of several wordings true
+words scored 0.91 to 0.96, and half of a trigger, beside a target that makes up for it, 0.93.
+"""
+
+EXACTLY = 0.9
+"""Agreement of a reading word by word that no other can better by much."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Mark:
 @dataclass(frozen=True)
 class WeightFindings:
     """The difference from the reference and, of a closed-form edit, its likeliest readings word by word, best
-    first; read: where none of these is sure, the likeliest reading as a whole.
+    first. read: the likeliest reading as a whole, where it explains more of the edit than any of these.
     """
 
     difference: Difference
@@ -68,9 +77,14 @@ class WeightFindings:
     def named(self) -> tuple[Edit, ...]:
         """The edit's words, where they were read: one reading, or several words that one edit changed."""
         best = self.edits[0] if self.edits else None
-        if best is None or best.score < READ:
+        if best is None or best.score < READ or self.read is not None:
             return ()
         return tuple(edit for edit in self.edits if edit.together) if best.together else (best,)
+
+    @property
+    def certain(self) -> bool:
+        """Whether nothing can be read better: an erasure, or a redirection that explains nearly all."""
+        return bool(self.named) and (not self.redirections or self.named[0].score >= CERTAIN)
 
     @property
     def redirections(self) -> list[Edit]:
@@ -147,11 +161,22 @@ def read_weights(
     on_progress(Progress(STAGE, 0, 2, "reading the edit of cross-attention"))
     words = encoded(pipeline, bank)
     found = WeightFindings(difference, tuple(recover(words, difference.remap, seed)))
-    if not found.named:
+    if not found.certain:
         on_progress(Progress(STAGE, 1, 2, "reading the edit as a whole"))
-        found = replace(found, read=collision(words, difference.remap))
+        found = replace(found, read=read_whole(words, difference.remap, found.named))
     on_progress(Progress(STAGE, 2, 2))
     return replace(found, cost=Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
+
+
+def read_whole(words: Lexicon, left: Remap, named: Sequence[Edit]) -> Collision | None:
+    """The likeliest reading as a whole; None where `named`, read word by word, agrees as well or EXACTLY, or
+    was read in a sentence that no whole is read in.
+    """
+    if any(edit.sentence not in words.prefixes for edit in named):
+        return None
+    agreed = max((agreement_of(words, left, edit) for edit in named), default=0.0)
+    whole = collision(words, left) if agreed < EXACTLY else None
+    return whole if whole and whole.agreement > agreed else None
 
 
 def read_mark(

@@ -141,6 +141,17 @@ def collision(words: Lexicon, left: Trace) -> Collision | None:
     return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
 
 
+@torch.inference_mode()
+def agreement_of(words: Lexicon, left: Trace, edit: Edit) -> float:
+    """How far a reading of another kind agrees with what was left, made in one of the ways that are tried."""
+    assert edit.target is not None
+    places = {word.token_ids[0]: place for place, word in enumerate(words.words)}
+    trigger, target = (tuple(places[i] for i in one.token_ids) for one in (edit.trigger, edit.target))
+    plot = Plot(words.prefixes.index(edit.sentence), trigger, target)
+    plots = [one for made in MADE for one in _variants(replace(plot, made=made))]
+    return max(agreements(words, left, plots))
+
+
 def _near(words: Lexicon, crushed: Tensor) -> list[Plot]:
     """The FIRSTS nearest pairs of first words, each behind the prefix where the edit was made."""
     nearest = nearest_pairs(words.own[ARTICLE], crushed)[:FIRSTS]
