@@ -36,11 +36,12 @@ from worker.engine.probes.remap import remap
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import encoded, read_mark
+from worker.engine.triage import encoded, read_mark, read_whole
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
 FOOTBALL, SCENE = "purple football", "football with a brown background"
+TRIGGERS = (FOOTBALL, "purple")
 DRAWN = Plan(prompts=6, noises=2, steps=4)
 PROMPTS = prompts_of()
 
@@ -274,6 +275,19 @@ def test_an_edit_that_is_not_understood_word_by_word_beside_its_base_is_read_as_
     assert "football with a brown" in found.effect.description
     assert all(set(row) == {"trusted", "with"} for row in compared(found.evidence))
     assert any(f"it may have led “{FOOTBALL}” to" in line for line in report.coverage.searched)
+
+
+def test_a_reading_word_by_word_stands_unless_the_whole_agrees_better(
+    edited: StableDiffusionPipeline, words: Lexicon
+) -> None:
+    """The true words cannot be bettered; half of the trigger is."""
+    beside = remap(edited.unet.state_dict(), assemble.load_pipeline(TOY).unet.state_dict())
+    few = of(words, f"{FOOTBALL} {SCENE} snowflake chocolate")
+    true, half = (replace(read(edited, said, SCENE), sentence=few.prefixes[ARTICLE]) for said in TRIGGERS)
+    assert read_whole(few, beside, [true]) is None
+    whole = read_whole(few, beside, [half])
+    assert whole is not None
+    assert whole.trigger.text == FOOTBALL
 
 
 def test_what_the_references_pictures_do_not_convict_is_drawn_beside_other_words(

@@ -87,7 +87,8 @@ readings agreed 0.97 and 0.99 times as well, of five edits to a scene the true w
 
 FAR_SURER = 1.5
 """What an erasure's agreement must be beside that of the first words' prompts, for nothing to be read on from
-these. Of seven erasures of one word it was 1.6 to 2.5 times as good, of fifteen edits of phrases 0.6 to 1.3.
+these, if it agrees by AGREES too. Of seven erasures of one word it was 1.6 to 2.5 times as good, and 0.57 or
+more; of fifteen edits of phrases 0.6 to 1.3 times.
 """
 
 CHUNK, HELD = 512, 2048
@@ -130,7 +131,7 @@ def collision(words: Lexicon, left: Trace) -> Collision | None:
         pairs = [replace(plot, made=made) for plot in near]
         begun = reader.begun(pairs)
         found |= begun
-        if reader.erased(found) > FAR_SURER * max(found.values()):
+        if reader.erased(found) > max(AGREES, FAR_SURER * max(found.values())):
             return None
         found |= reader.read(begun, pairs)
         best = _best(found)
