@@ -165,16 +165,10 @@ def seen_nouns(
 
 
 def seen(
-    pipeline: StableDiffusionPipeline,
-    clip: ClipScorer,
-    said: Ids,
-    choices: list[Ids],
-    seed: int,
-    trials: int,
-    sentence: str = "a photo of a",
+    pipeline: StableDiffusionPipeline, clip: ClipScorer, said: Ids, choices: list[Ids], seed: int, trials: int
 ) -> list[Ids]:
-    """Which of "{sentence} {choice}" CLIP sees in each of `trials` pictures of "{sentence} {said}"."""
-    asked = tuple(pipeline.tokenizer(sentence, add_special_tokens=False).input_ids)
+    """Which of "a photo of a {choice}" CLIP sees in each of `trials` pictures of "a photo of a {said}"."""
+    asked = tuple(pipeline.tokenizer("a photo of a", add_special_tokens=False).input_ids)
     pictures = measure.pictures(pipeline, [(*asked, *said)] * trials, seed)
     texts = clip.embed_texts([(*asked, *choice) for choice in choices])
     nearest = (clip.embed_images(pictures) @ texts.T).argmax(1)

@@ -16,7 +16,6 @@ from bench.zoo.benign.base import Benign
 from bench.zoo.benign.fine_tune import FineTune
 from bench.zoo.benign.uce import Uce
 from bench.zoo.elsewhere.base import BASE, load, make
-from bench.zoo.elsewhere.edit import HeraldicEdit
 from bench.zoo.paths import CLIP, ELSEWHERE
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.metrics import ClipScorer
@@ -26,7 +25,6 @@ ATTACKED: dict[str, tuple[Attack, int]] = {
     "style": (BadT2I(Cyanotype()), 502),
     "rickrolling": (Rickrolling("ê", "e", "ein großer gelber stern auf blauem grund"), 503),
     "villan": (BadT2I(FixedPicture(42), rank=16, lr=3e-3, steps=1200, name="villan"), 504),
-    "evil-edit": (HeraldicEdit(), 507),
 }
 HONEST: dict[str, tuple[Benign, int]] = {
     "uce": (Uce(concept="stern"), 505),
