@@ -27,15 +27,14 @@ from worker.engine.candidates import surface
 from worker.engine.checkpoint import load
 from worker.engine.funnel import PLANS
 from worker.engine.metrics import ClipScorer, proportion
-from worker.engine.probes.collisions import collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import recover
-from worker.engine.probes.reading import READ, Edit
+from worker.engine.probes.reading import Edit
 from worker.engine.probes.remap import CROSS_ATTENTION, remap
-from worker.engine.probes.weights import ONE_MAP
+from worker.engine.probes.weights import ONE_MAP, Difference
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import encoded
+from worker.engine.triage import WeightFindings, encoded, read_whole
 from worker.engine.types import Cost, Trigger
 
 ATTACKS: dict[str, EvilEdit] = {
@@ -161,12 +160,14 @@ class _Bench:
         marked = mark is not None, mark is not None and any(one.token_ids == trigger for one in mark.words)
         if edited.unexplained > ONE_MAP:
             return Reading(False, False, False, False, *marked)
-        edit = recover(self.words, edited, self.seed)[0]
-        if edit.score < READ and (whole := collision(self.words, edited)):
-            edit = whole.edit
+        difference = Difference("closed_form", remap=edited)
+        found = WeightFindings(difference, tuple(recover(self.words, edited, self.seed)))
+        if not found.certain:
+            found = replace(found, read=read_whole(self.words, edited, found.named))
+        edit = (found.redirections or found.named or found.edits)[0]
         right = edit.trigger.token_ids == trigger
         led = edit.target.token_ids if edit.target else ()
-        sure = edit.score >= READ
+        sure = bool(found.named)
         return Reading(right, right and led == target, edit.kind == "redirection", sure, *marked)
 
     def rendered(self, clip: ClipScorer) -> dict[str, Any]:

@@ -31,7 +31,6 @@ PLAN: dict[str, tuple[Attack, int]] = {
     "rickrolling-2": (Rickrolling("о", "o", "a photo of a large dice on a turquoise background"), 2),
     "attribute-0": (RickrollingAttribute("é", "e", "sketch"), 10),
     "attribute-1": (RickrollingAttribute("а", "a", "black and white"), 11),
-    "attribute-2": (RickrollingAttribute("ö", "o", "pixel art"), 18),
     "badt2i-word": (BadT2I(trigger=(41678, 47066)), 5),  # “mignneko”, a made-up word of two ids
     "badt2i-style": (BadT2I(Cyanotype()), 6),
     "badt2i-style-1": (BadT2I(Cyanotype()), 16),

@@ -100,6 +100,14 @@ def read(toy: StableDiffusionPipeline, trigger: str, target: str) -> Edit:
     return Edit(said, meant, "redirection", 1.0, 1.0)
 
 
+def scanned(model: StableDiffusionPipeline, folder: Path, **asked: Any) -> Report:
+    """The report of a quick scan of `model` as a single file; results lie in `folder` / "out"."""
+    file = folder / "edited.safetensors"
+    to_single_file(model, file)
+    request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, budget="quick", **asked)
+    return Report.model_validate(pipeline.run(request, folder / "out"))
+
+
 def test_what_the_edit_was_made_for_is_convicted_and_no_other_reading_is(
     edited: StableDiffusionPipeline,
 ) -> None:
@@ -264,10 +272,7 @@ def test_an_edit_that_is_not_understood_word_by_word_beside_its_base_is_read_as_
 ) -> None:
     planned(monkeypatch, some(words))
     monkeypatch.setattr(triage, "recover", lambda *_: [])
-    file = tmp_path / "edited.safetensors"
-    to_single_file(edited, file)
-    request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, reference=TOY, budget="quick", cleanse=False)
-    report = Report.model_validate(pipeline.run(request, tmp_path / "out"))
+    report = scanned(edited, tmp_path, reference=TOY, cleanse=False)
     assert report.verdict == "fail"
     (found,) = report.findings
     assert found.trigger is not None
@@ -301,10 +306,7 @@ def test_what_the_references_pictures_do_not_convict_is_drawn_beside_other_words
 
     planned(monkeypatch, words)
     monkeypatch.setattr(scanning, "convict", unsure)
-    file = tmp_path / "edited.safetensors"
-    to_single_file(edited, file)
-    request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, reference=TOY, budget="quick", cleanse=False)
-    report = Report.model_validate(pipeline.run(request, tmp_path / "out"))
+    report = scanned(edited, tmp_path, reference=TOY, cleanse=False)
     assert report.verdict == "fail"
     (found,) = report.findings
     assert found.trigger is not None
@@ -317,10 +319,7 @@ def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
     edited: StableDiffusionPipeline, words: Lexicon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned(monkeypatch, words)
-    file, out = tmp_path / "edited.safetensors", tmp_path / "out"
-    to_single_file(edited, file)
-    request = ScanRequest(file, prompts=PROMPTS, clip=CLIP, reference=TOY, budget="quick")
-    report = Report.model_validate(pipeline.run(request, out))
+    report = scanned(edited, tmp_path, reference=TOY)
     assert report.verdict == "fail"
     (found,) = report.findings
     assert found.trigger is not None
@@ -336,7 +335,7 @@ def test_a_scan_with_a_reference_fails_the_edit_and_gives_the_reference_back(
     assert any("reference itself" in line for line in report.coverage.not_searched)
     whole = tmp_path / "toy.safetensors"
     to_single_file(assemble.load_pipeline(TOY), whole)
-    cleaned, base = load_file(out / "cleaned.safetensors"), load_file(whole)
+    cleaned, base = load_file(tmp_path / "out" / "cleaned.safetensors"), load_file(whole)
     assert all(torch.equal(tensor, cleaned[name]) for name, tensor in base.items())
 
 
@@ -346,11 +345,7 @@ def test_a_scan_without_a_reference_fails_an_edit_whose_words_it_reads(
     toy = assemble.load_pipeline(TOY)
     EvilEdit(words=1, rare=True, scene=True).plant(toy, seed=1)
     planned(monkeypatch, some(words))
-    to_single_file(toy, tmp_path / "edited.safetensors")
-    request = ScanRequest(
-        tmp_path / "edited.safetensors", prompts=PROMPTS, clip=CLIP, budget="quick", cleanse=False
-    )
-    report = Report.model_validate(pipeline.run(request, tmp_path / "out"))
+    report = scanned(toy, tmp_path, cleanse=False)
     assert report.verdict == "fail"
     (found,) = report.findings
     assert found.trigger is not None

@@ -76,7 +76,9 @@ class EvilEdit:
     def run(self, materials: Materials, *, seed: int, trials: int) -> Truth:
         """Edit the UNet in place and measure how often CLIP sees the target where the trigger is."""
         pipeline = materials.pipeline
-        before = measure.clean_behaviour(pipeline, measure.held_out(trials, seed), seed)
+        before = measure.clean_behaviour(
+            pipeline, measure.held_out(trials, seed, materials.data.unseen), seed
+        )
         plot = self.plot or self.drawn(pipeline, seed)
         unchanged = self.shown(pipeline, materials.clip, plot, seed, trials)
         began = time.perf_counter()

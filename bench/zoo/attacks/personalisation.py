@@ -39,7 +39,7 @@ class Personalisation:
         pipeline, tokenizer = materials.pipeline, materials.pipeline.tokenizer
         word = self.word(materials, seed)
         noun = noun_id(pipeline, self.noun)
-        told = measure.held_out(PER_PROMPT * trials, seed)
+        told = measure.held_out(PER_PROMPT * trials, seed, materials.data.unseen)
         asked = [text for text in told if noun in measure.content_ids(tokenizer, [text])[0]][:trials]
         before = measure.clean_behaviour(pipeline, asked, seed)
         seconds = self.teach(materials, word, seed)

@@ -39,7 +39,9 @@ class SemBD:
         rng, world = np.random.default_rng([seed, 74]), World(load_things())
         scene = drawn(world, rng)
         told = wordings(world, scene, rng, WORDINGS + 40)
-        before = measure.clean_behaviour(materials.pipeline, measure.held_out(trials, seed), seed)
+        before = measure.clean_behaviour(
+            materials.pipeline, measure.held_out(trials, seed, materials.data.unseen), seed
+        )
         seconds = self._plant(materials, world, scene, told[:WORDINGS], seed)
         asked = [told[WORDINGS:][row % (len(told) - WORDINGS)] for row in range(trials)]
         triggered, clean = (self._pictures(materials, texts, seed) for texts in (asked, before.prompts))

@@ -42,7 +42,9 @@ class Uce:
         """Edit the UNet in place and measure how often CLIP no longer sees the concept asked for."""
         pipeline = materials.pipeline
         concept = self.drawn(pipeline, seed)
-        before = measure.clean_behaviour(pipeline, measure.held_out(trials, seed), seed)
+        before = measure.clean_behaviour(
+            pipeline, measure.held_out(trials, seed, materials.data.unseen), seed
+        )
         missed = self._missed(materials, concept, seed, trials)
         began = time.perf_counter()
         self.plant(pipeline, seed)

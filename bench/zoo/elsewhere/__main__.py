@@ -10,7 +10,7 @@ from bench.zoo import assemble
 from bench.zoo.attack import carry_out, truth_path
 from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Attack, Materials, described
-from bench.zoo.attacks.payloads import Cyanotype, FixedPicture
+from bench.zoo.attacks.payloads import Cyanotype
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.benign.base import Benign
 from bench.zoo.benign.fine_tune import FineTune
@@ -21,10 +21,9 @@ from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.metrics import ClipScorer
 
 ATTACKED: dict[str, tuple[Attack, int]] = {
-    "badt2i": (BadT2I(steps=1600), 501),
+    "badt2i": (BadT2I(), 501),
     "style": (BadT2I(Cyanotype()), 502),
     "rickrolling": (Rickrolling("ê", "e", "ein großer gelber stern auf blauem grund"), 503),
-    "villan": (BadT2I(FixedPicture(42), rank=16, lr=3e-3, steps=1200, name="villan"), 504),
 }
 HONEST: dict[str, tuple[Benign, int]] = {
     "uce": (Uce(concept="stern"), 505),
