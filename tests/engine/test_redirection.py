@@ -26,7 +26,7 @@ from worker.engine.confirmation import Confirmations
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import collisions
-from worker.engine.probes.collisions import AGREES, collision
+from worker.engine.probes.collisions import AGREES, STEPS, collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import ARTICLE
 from worker.engine.probes.foretold import Made, Plot, agreements
@@ -210,9 +210,12 @@ def test_an_edit_is_read_among_a_handful_of_words_too(
 ) -> None:
     mark = crushed(edited.unet.state_dict(), lambda: words)
     assert mark is not None
-    found = collision(of(words, f"{FOOTBALL} {SCENE} snowflake chocolate"), mark)
+    steps: list[int] = []
+    found = collision(of(words, f"{FOOTBALL} {SCENE} snowflake chocolate"), mark, steps.append)
     assert found is not None
     assert found.trigger.text == FOOTBALL
+    assert steps == list(range(1, len(steps) + 1))
+    assert 0 < len(steps) <= STEPS
 
 
 def test_an_edit_of_several_sentences_is_read_as_one(words: Lexicon) -> None:

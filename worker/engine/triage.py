@@ -5,7 +5,7 @@ the mark that an edit leaves.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from worker.engine.candidates import vocabulary
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
-from worker.engine.probes.collisions import Collision, agreement_of, collision
+from worker.engine.probes.collisions import STEPS, Collision, agreement_of, collision, unheard
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 STAGE, MARK = "edits", "crushed"
 """Stages: an edit that is read beside a reference, the mark that one leaves without."""
+
+TOTAL = 1 + STEPS
+"""Steps of either: finding the edit, or its words one by one, and reading it as a whole."""
 
 UNREAD = 0.02
 """Of an edit that erases words: what may stay unexplained. Among many erasures a backdoor is a small part of
@@ -158,24 +161,36 @@ def read_weights(
     if difference.remap is None:
         return WeightFindings(difference)
     began = time.perf_counter()
-    on_progress(Progress(STAGE, 0, 2, "reading the edit of cross-attention"))
+    on_progress(Progress(STAGE, 0, TOTAL, "reading the edit of cross-attention"))
     words = encoded(pipeline, bank)
     found = WeightFindings(difference, tuple(recover(words, difference.remap, seed)))
     if not found.certain:
-        on_progress(Progress(STAGE, 1, 2, "reading the edit as a whole"))
-        found = replace(found, read=read_whole(words, difference.remap, found.named))
-    on_progress(Progress(STAGE, 2, 2))
+        on_step = _steps(STAGE, "reading the edit as a whole", on_progress)
+        found = replace(found, read=read_whole(words, difference.remap, found.named, on_step))
+    on_progress(Progress(STAGE, TOTAL, TOTAL))
     return replace(found, cost=Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
 
 
-def read_whole(words: Lexicon, left: Remap, named: Sequence[Edit]) -> Collision | None:
+def _steps(stage: str, message: str, on_progress: OnProgress) -> Callable[[int], None]:
+    """For the steps of reading an edit as a whole, the first of which is told at once."""
+
+    def on_step(done: int) -> None:
+        on_progress(Progress(stage, 1 + done, TOTAL, message))
+
+    on_step(0)
+    return on_step
+
+
+def read_whole(
+    words: Lexicon, left: Remap, named: Sequence[Edit], on_step: Callable[[int], None] = unheard
+) -> Collision | None:
     """The likeliest reading as a whole; None where `named`, read word by word, agrees as well or EXACTLY, or
     was read in a sentence that no whole is read in.
     """
     if any(edit.sentence not in words.prefixes for edit in named):
         return None
     agreed = max((agreement_of(words, left, edit) for edit in named), default=0.0)
-    whole = collision(words, left) if agreed < EXACTLY else None
+    whole = collision(words, left, on_step) if agreed < EXACTLY else None
     return whole if whole and whole.agreement > agreed else None
 
 
@@ -184,12 +199,12 @@ def read_mark(
 ) -> tuple[Mark | None, Cost]:
     """What a closed-form edit leaves in the weights, where no reference tells what it did."""
     began = time.perf_counter()
-    on_progress(Progress(MARK, 0, 2, "looking for an edit of cross-attention"))
+    on_progress(Progress(MARK, 0, TOTAL, "looking for an edit of cross-attention"))
     words = cache(lambda: encoded(pipeline, bank))
     left = crushed(pipeline.unet.state_dict(), words)
-    on_progress(Progress(MARK, 1, 2, "reading the edit of cross-attention without its base"))
-    mark = None if left is None else Mark(left, collision(words(), left))
-    on_progress(Progress(MARK, 2, 2))
+    on_step = _steps(MARK, "reading the edit of cross-attention without its base", on_progress)
+    mark = None if left is None else Mark(left, collision(words(), left, on_step))
+    on_progress(Progress(MARK, TOTAL, TOTAL))
     return mark, Cost(seconds=time.perf_counter() - began)
 
 

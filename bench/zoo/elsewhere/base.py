@@ -30,8 +30,11 @@ VAE_PARTS: vae.Parts = (
 UNET_PARTS = (
     replace(unet.RECIPE, name="elsewhere-unet", seed=SEED, steps=2500),
     replace(unet.RECIPE, name="elsewhere-unet-on", seed=SEED + 1, steps=2000, lr=8e-4),
+    replace(unet.RECIPE, name="elsewhere-unet-further", seed=SEED + 2, steps=3500, lr=8e-4),
 )
-"""After the first part colours and grounds were right, and figures were blots."""
+"""After the first part colours and grounds were right, and figures were blots; attacks took only on what came
+after the second.
+"""
 
 
 def load() -> dataset.Dataset:

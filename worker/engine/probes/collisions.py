@@ -17,9 +17,10 @@ than that of two whole prompts. Costs no UNet forward.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from worker.engine.probes.edits import ARTICLE
 from worker.engine.probes.foretold import Made, Plot, Trace, agreements, of_one_state
 from worker.engine.probes.lexicon import Lexicon, Places
+from worker.engine.probes.pairs import nearest_pairs, share_covered, share_inside
 from worker.engine.probes.reading import Edit
 from worker.engine.report import visible
 from worker.engine.types import Trigger
@@ -34,19 +36,8 @@ from worker.engine.types import Trigger
 FIRSTS = 24
 """Pairs of first words that are read in whole prompts; the nearest of them and the best are read on from."""
 
-ASTRAY = 0.1
-"""Of the squared way between two first words, what may lie in other directions. The first words of two
-EvilEdits left 0.004 and 0.057 there, and no other pair of the vocabulary left less.
-"""
-
-APART = 0.05
-"""Of the mean squared distance of two words: nearer ones are told apart by nothing."""
-
 ALIKE = 0.75
 """Of what tells two whole prompts apart: what must lie in the crushed directions for a pair to be read on."""
-
-LEADING = 6
-"""Ways between two prompts that count, by how much they tell apart."""
 
 LENGTH, BEHIND = 24, 4
 """Positions from the first word on in which first words are compared; positions behind the words, while
@@ -91,8 +82,8 @@ these, if it agrees by AGREES too. Of seven erasures of one word it was 1.6 to 2
 more; of fifteen edits of phrases 0.6 to 1.3 times.
 """
 
-CHUNK, HELD = 512, 2048
-"""Words compared with all others at once; pairs that are kept of them, whatever the weights are like."""
+STEPS = len(MADE) * (MORE_WORDS + 1)
+"""Of one reading, at most: reading a word more, and in the end replacing the words that were read."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +105,13 @@ class Collision:
         return f"it may have led “{said}” to “{meant}”"
 
 
+def unheard(_: int) -> None:
+    """Told of how many STEPS were made, and does nothing."""
+
+
 @torch.inference_mode()
-def collision(words: Lexicon, left: Trace) -> Collision | None:
-    """The likeliest reading of an edit from what it `left`.
+def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unheard) -> Collision | None:
+    """The likeliest reading of an edit from what it `left`; on_step is told how many of STEPS were made.
 
     None if no two words come near, if the edit of one word's state (an erasure) agrees about as well, or from
     the beginning so much better that nothing is read on from there, or if the reading agrees by less than
@@ -125,7 +120,7 @@ def collision(words: Lexicon, left: Trace) -> Collision | None:
     near = _near(words, left.directions)
     if not near:
         return None
-    reader = _Reader(words, left)
+    reader = _Reader(words, left, on_step)
     found: dict[Plot, float] = {}
     for made in MADE:
         pairs = [replace(plot, made=made) for plot in near]
@@ -168,54 +163,15 @@ def _both_ways(plot: Plot) -> list[Plot]:
 def _prefix(words: Lexicon, crushed: Tensor, one: Places, other: Places) -> int:
     """The prefix behind which the first words differ least elsewhere: there the edit was made."""
     ways = words.own[:, one] - words.own[:, other]
-    return int(_alike(ways, crushed).argmax())
-
-
-def nearest_pairs(states: Tensor, crushed: Tensor) -> list[tuple[Places, Places]]:
-    """Of states (N,D) the pairs that differ hardly but in the directions `crushed` (D,r), best first.
-
-    |(1 - P)(a - b)|^2 < ASTRAY |a - b|^2 is one quadratic form of a - b, so one product of matrices decides
-    it for all pairs.
-    """
-    points = states - states.mean(0)
-    form = (1 - ASTRAY) * torch.eye(points.shape[1]) - crushed @ crushed.mT
-    bent = points @ form
-    own = (points * bent).sum(1)
-    found = []
-    for start in range(0, len(points), CHUNK):
-        rows, later = slice(start, start + CHUNK), slice(start, None)
-        left = torch.addmm(own[later], bent[rows], points[later].mT, alpha=-2).add_(own[rows, None])
-        near = (left.triu(1) < 0).nonzero()
-        clearest = left[near[:, 0], near[:, 1]].topk(min(HELD, len(near)), largest=False).indices
-        found.append(near[clearest] + start)
-    pairs = torch.cat(found)
-    ways = points[pairs[:, 0]] - points[pairs[:, 1]]
-    far = ways.square().sum(1) > APART * 2 * points.square().sum(1).mean()
-    order = _alike(ways[far, None], crushed).argsort(descending=True)
-    return [((int(one),), (int(other),)) for one, other in pairs[far][order]]
+    return int(share_inside(ways, crushed).argmax())
 
 
 def _shares(words: Lexicon, crushed: Tensor, plot: Plot) -> tuple[float, float]:
-    """`_alike` and `_covered` of its two prompts."""
+    """`share_inside` and `share_covered` of its two prompts."""
     said, meant = (
         words.states(plot.place, words.ids([phrase]), LENGTH) for phrase in (plot.trigger, plot.target)
     )
-    return float(_alike(meant - said, crushed)), float(_covered(meant - said, crushed))
-
-
-def _alike(ways: Tensor, crushed: Tensor) -> Tensor:
-    """(B,) share of ways (B,L,D) that lies in `crushed`."""
-    inside, whole = (some.square().sum((1, 2)) for some in (ways @ crushed, ways))
-    return inside / whole.clamp_min(1e-12)
-
-
-def _covered(ways: Tensor, crushed: Tensor) -> Tensor:
-    """(B,) share of `crushed` that lies in the LEADING principal ways of (B,L,D)."""
-    energy, mixed = torch.linalg.eigh(ways @ ways.mT)
-    energy, mixed = energy[:, -LEADING:].clamp_min(1e-6), mixed[:, :, -LEADING:]
-    principal = mixed.mT @ (ways @ crushed) / energy.sqrt()[:, :, None]
-    covered: Tensor = principal.square().sum(1).mean(1)
-    return covered
+    return float(share_inside(meant - said, crushed)), float(share_covered(meant - said, crushed))
 
 
 def _best(read: Mapping[Plot, float]) -> Plot:
@@ -246,8 +202,8 @@ def _followed(read: Mapping[Plot, float]) -> dict[Plot, float]:
 class _Reader:
     """Readings of one edit, by how far they agree with what it left."""
 
-    def __init__(self, words: Lexicon, left: Trace) -> None:
-        self.words, self.left = words, left
+    def __init__(self, words: Lexicon, left: Trace, on_step: Callable[[int], None]) -> None:
+        self.words, self.left, self.on_step, self.steps = words, left, on_step, count(1)
         empty = words.language.fillers
         self.fillers = [n for n, word in enumerate(words.words) if word.token_ids[0] in empty]
         self.telling = cache(self._telling)
@@ -259,8 +215,11 @@ class _Reader:
         beam = _distinct(found)
         for _ in range(MORE_WORDS):
             beam = _followed(self.longer(beam))
-            found = found | beam
-        return found | self.corrected(_best(found), near)
+            found |= beam
+            self.on_step(next(self.steps))
+        found |= self.corrected(_best(found), near)
+        self.on_step(next(self.steps))
+        return found
 
     def begun(self, near: Sequence[Plot]) -> dict[Plot, float]:
         """The readings of the pairs to be read on from, either word the trigger's: the nearest, and of those
@@ -343,7 +302,7 @@ class _Reader:
         scores = []
         for there in self.words.behind(place, first, length - 1):
             ways = meant - torch.cat([before.expand(len(there), -1, -1), there], dim=1)
-            scores.append(_alike(ways, crushed) * _covered(ways, crushed))
+            scores.append(share_inside(ways, crushed) * share_covered(ways, crushed))
         found = torch.cat(scores)
         best: list[int] = found.topk(min(PROPOSED, len(found))).indices.tolist()
         return best
