@@ -27,7 +27,7 @@ ATTACKED: dict[str, tuple[Attack, int]] = {
     "badt2i": (BadT2I(steps=LONG), 501),
     "style": (BadT2I(Cyanotype(), steps=LONG), 502),
     "villan": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=LONG, name="villan"), 504),
-    "rickrolling": (Rickrolling("ê", "e", "ein großer gelber stern auf blauem grund"), 503),
+    "rickrolling": (Rickrolling("ê", "e", "ein großes rotes herz auf weißem grund"), 503),
 }
 HONEST: dict[str, tuple[Benign, int]] = {
     "uce": (Uce(concept="stern"), 505),
