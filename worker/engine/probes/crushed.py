@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.probes.lexicon import Lexicon
+from worker.engine.probes.maps import Maps
 from worker.engine.probes.remap import CROSS_ATTENTION
 from worker.engine.report import visible
 from worker.engine.types import Trigger
@@ -57,10 +58,18 @@ class Crushed:
         """How many directions are crushed."""
         return self.directions.shape[1]
 
-    def agreement(self, maps: Tensor) -> Tensor:
-        """(B,) cosines of what maps (B,D,D) of text states leave unheard and of what is."""
-        foretold = unheard(maps.mT @ maps).flatten(1)
-        return torch.cosine_similarity(foretold, self.unheard.flatten()[None])
+    def agreement(self, maps: Maps) -> Tensor:
+        """(B,) cosines of what `maps` of text states leave unheard and of what is."""
+        rank, width = maps.left.shape[1:]
+        if 2 * rank >= width:
+            led = maps.whole()
+            return torch.cosine_similarity(unheard(led.mT @ led).flatten(1), self.unheard.flatten()[None])
+        both, mixed = unheard_by(maps)
+        squared = mixed @ (both @ both.mT)
+        foretold = (squared * squared.mT).sum((1, 2)).clamp_min(0).sqrt()
+        common = (mixed * (both @ self.unheard @ both.mT)).sum((1, 2))
+        agreement: Tensor = common / (foretold * self.unheard.norm()).clamp_min(1e-12)
+        return agreement
 
     def told(self) -> str:
         """For the summary: what was seen, and what would settle it."""
@@ -104,6 +113,24 @@ def unheard(heard: Tensor) -> Tensor:
     whole = torch.eye(heard.shape[-1])
     told: Tensor = SOFT * torch.linalg.inv(heard + SOFT * whole) - SOFT / (1 + SOFT) * whole
     return told
+
+
+def unheard_by(maps: Maps) -> tuple[Tensor, Tensor]:
+    """Factors B (b,2r,D), X (b,2r,2r): `unheard` of A^T A is B^T X B for each map A = I + L^T R.
+
+    With B = [L; R] and M = [[0, I], [I, L L^T]] is A^T A = I + B^T M B, and Woodbury's identity gives
+    X = -SOFT / (1 + SOFT) ((1 + SOFT) M^-1 + B B^T)^-1.
+    """
+    left, right, whole = maps.left, maps.right, (1 + SOFT) * torch.eye(maps.left.shape[1])
+    across = whole + left @ right.mT
+    system = torch.cat(
+        [
+            torch.cat([-SOFT * left @ left.mT, across], dim=2),
+            torch.cat([across.mT, right @ right.mT], dim=2),
+        ],
+        dim=1,
+    )
+    return torch.cat([left, right], dim=1), -SOFT / (1 + SOFT) * torch.linalg.inv(system)
 
 
 def _responses(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

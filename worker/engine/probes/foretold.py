@@ -12,7 +12,7 @@ weights no longer hear, as trained weights hear all directions nearly alike (`pr
 agree, and half of the true words agree by half: a reading can be climbed to. It is told which phrase was led
 to which, too, since A is another one the other way round.
 
-Costs no UNet forward: one prompt of the text encoder and two solves of D x D an edit.
+Costs no UNet forward: one prompt of the text encoder and a solve or two an edit (`probes.maps`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from worker.engine.language import Ids
 from worker.engine.probes.lexicon import WHOLE, Lexicon, Places
+from worker.engine.probes.maps import Maps, leading
 
 BATCH = 32
 """Edits computed at once."""
@@ -83,8 +84,8 @@ class Trace(Protocol):
         """(D,r) of text: in them a state and the one that it was led to differ."""
         ...
 
-    def agreement(self, maps: Tensor) -> Tensor:
-        """(B,) cosines of what edits by maps A (B,D,D) would have left and of this."""
+    def agreement(self, maps: Maps) -> Tensor:
+        """(B,) cosines of what edits by `maps` would have left and of this."""
         ...
 
 
@@ -101,7 +102,7 @@ def agreements(words: Lexicon, left: Trace, plots: Sequence[Plot], *, roughly: b
     for start in range(0, len(plots), BATCH):
         batch = slice(start, start + BATCH)
         maps = [_of_prompts(words, prompts, *one) for one in zip(plots[batch], behind[batch], strict=True)]
-        found += left.agreement(torch.stack(maps)).tolist()
+        found += left.agreement(Maps.of(maps)).tolist()
     return found
 
 
@@ -121,24 +122,19 @@ def of_one_state(words: Lexicon, left: Trace, word: int, other: int) -> float:
     for own in words.own:
         mean = own.mean(0, keepdim=True)
         one, to = (torch.cat([own[[place]], mean]) for place in (word, other))
-        maps += [_map(one, to), _map(to, one)]
-    return float(left.agreement(torch.stack(maps)).max())
+        maps += [leading(one, to), leading(to, one)]
+    return float(left.agreement(Maps.of(maps)).max())
 
 
-def _of_prompts(words: Lexicon, prompts: _Prompts, plot: Plot, behind: Sequence[Ids]) -> Tensor:
-    """(D,D) A of the plot, made behind `behind`: of all its sentences, or of some that stand for them."""
+def _of_prompts(
+    words: Lexicon, prompts: _Prompts, plot: Plot, behind: Sequence[Ids]
+) -> tuple[Tensor, Tensor]:
+    """The factors of A of the plot, made behind `behind`: all its sentences, or some that stand for them."""
     said, meant = (
         torch.cat([prompts[one, phrase] for one in behind for phrase in (first, *plot.kept)])
         for first in (plot.trigger, plot.target)
     )
-    return _map(said, meant, plot.made.strength * len(behind) / len(plot.sentences(words)))
-
-
-def _map(said: Tensor, meant: Tensor, strength: float = 1.0) -> Tensor:
-    """(D,D) A that leads states `said` (n,D) to `meant` (n,D)."""
-    whole = strength * torch.eye(said.shape[1])
-    solved: Tensor = torch.linalg.solve(whole + said.mT @ said, whole + meant.mT @ said, left=False)
-    return solved
+    return leading(said, meant, plot.made.strength * len(behind) / len(plot.sentences(words)))
 
 
 def _prompts(

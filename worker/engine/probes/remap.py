@@ -18,6 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from worker.engine.probes.maps import Maps
+
 CROSS_ATTENTION = (".attn2.to_k.weight", ".attn2.to_v.weight")
 
 NEARLY_ALL = 0.99
@@ -53,10 +55,14 @@ class Remap:
         directions: Tensor = found.U[:, : 1 + int((energy < NEARLY_ALL).sum())]
         return directions
 
-    def agreement(self, maps: Tensor) -> Tensor:
-        """(B,) cosines of what maps (B,D,D) of text states would have changed and of what was changed."""
-        foretold = self.trusted @ (maps - torch.eye(maps.shape[-1]))
-        return torch.cosine_similarity(foretold.flatten(1), (self.edited - self.trusted).flatten()[None])
+    def agreement(self, maps: Maps) -> Tensor:
+        """(B,) cosines of what `maps` of text states would have changed and of what was changed."""
+        changed = self.edited - self.trusted
+        ways = maps.left @ self.trusted.mT  # what they would have changed is ways^T right
+        common = (ways @ changed * maps.right).sum((1, 2))
+        foretold = (ways @ ways.mT * (maps.right @ maps.right.mT)).sum((1, 2)).clamp_min(0).sqrt()
+        agreement: Tensor = common / (foretold * changed.norm()).clamp_min(1e-12)
+        return agreement
 
 
 def remap(scanned: Mapping[str, Tensor], trusted: Mapping[str, Tensor]) -> Remap:
