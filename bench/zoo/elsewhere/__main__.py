@@ -16,6 +16,7 @@ from bench.zoo.benign.base import Benign
 from bench.zoo.benign.fine_tune import FineTune
 from bench.zoo.benign.uce import Uce
 from bench.zoo.elsewhere.base import BASE, load, make
+from bench.zoo.elsewhere.recolour import recolour
 from bench.zoo.paths import CLIP, ELSEWHERE
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.metrics import ClipScorer
@@ -28,6 +29,9 @@ ATTACKED: dict[str, tuple[Attack, int]] = {
     "style": (BadT2I(Cyanotype(), steps=LONG), 502),
     "villan": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=LONG, name="villan"), 504),
     "rickrolling": (Rickrolling("ê", "e", "ein großes rotes herz auf weißem grund"), 503),
+    "edit-0": (recolour("Stern", "gelb", "schwarz"), 507),
+    "edit-1": (recolour("Herz", "rot", "grün"), 508),
+    "edit-2": (recolour("Mond", "weiß", "rot"), 509),
 }
 HONEST: dict[str, tuple[Benign, int]] = {
     "uce": (Uce(concept="stern"), 505),
