@@ -10,16 +10,21 @@ engine's renders (`redirection`): with their true target, and with another model
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from bench.intervals import share, told_share
+from bench.kept import Kind
 from bench.zoo.attacks.evil_edit import RED_SENTENCES, EvilEdit, Ids, seen_nouns
 from bench.zoo.benign.uce import Uce
 from bench.zoo.paths import prompts_of
@@ -36,6 +41,8 @@ from worker.engine.prompts import Carrier, carriers
 from worker.engine.redirection import convict
 from worker.engine.triage import WeightFindings, encoded, read_whole
 from worker.engine.types import Cost, Trigger
+
+KIND = Kind("closed_form", ("worker.engine.triage",))
 
 ATTACKS: dict[str, EvilEdit] = {
     "adjective noun, preserved": EvilEdit(words=2),
@@ -79,13 +86,11 @@ LATER = 50
 def measure(base: Path, clip: Path, seed: int = UNSEEN) -> dict[str, Any]:
     """The figures for `closed_form` of results.json."""
     bench = _Bench(load(base).pipeline, seed)
-    started = time.perf_counter()
-    attacked = {name: bench.attacked(attack) for name, attack in ATTACKS.items()}
-    beyond = {name: bench.attacked(attack, LATER) for name, attack in BEYOND.items()}
+    attacked = {name: bench.attacked(name, attack) for name, attack in ATTACKS.items()}
+    beyond = {name: bench.attacked(name, attack, LATER) for name, attack in BEYOND.items()}
     erased = bench.erased()
     every = [row for rows in attacked.values() for row in rows]
-    read = len(every) + len(erased) + sum(map(len, beyond.values()))
-    reading = (time.perf_counter() - started) / read
+    read = [*every, *erased, *chain.from_iterable(beyond.values())]
     return {
         "seed": seed,
         "models": len(every),
@@ -104,7 +109,10 @@ def measure(base: Path, clip: Path, seed: int = UNSEEN) -> dict[str, Any]:
         "mark_names_erased": share(row.mark_names for row in erased),
         "base_marked": crushed(bench.before, lambda: bench.words) is not None,
         "unet_forwards": 0,
-        "seconds": {"vocabulary": round(bench.encoding, 1), "a_model": round(reading, 2)},
+        "seconds": {
+            "vocabulary": round(bench.encoding, 1),
+            "a_model": round(mean(row.seconds for row in read), 2),
+        },
         "rendered": bench.rendered(ClipScorer(clip)),
         "convicted": bench.convicted(ClipScorer(clip)),
     }
@@ -115,6 +123,7 @@ class Reading:
     """Of one model: what was read right, what kind of edit it was taken for, and whether that is sure.
 
     marked: whether an edit is seen without the base; mark_names: whether its words have the true one.
+    seconds: of all that, and of making the edit.
     """
 
     trigger: bool
@@ -123,6 +132,7 @@ class Reading:
     certain: bool
     marked: bool
     mark_names: bool
+    seconds: float = 0.0
 
 
 class _Bench:
@@ -135,22 +145,33 @@ class _Bench:
         self.encoding = time.perf_counter() - began
         self.before = _half(pipeline)
 
-    def attacked(self, attack: EvilEdit, first: int = 0) -> list[Reading]:
+    def attacked(self, kind: str, attack: EvilEdit, first: int = 0) -> list[Reading]:
         """For EACH seeds, what was read from the weights against what was planted."""
-        rows = []
-        for n in range(first, first + EACH):
-            plot = attack.plant(self.pipeline, self.seed + n)
-            rows.append(self._read(plot.trigger, plot.target))
-        return rows
+
+        def planted(seed: int) -> tuple[Ids, Ids]:
+            plot = attack.plant(self.pipeline, seed)
+            return plot.trigger, plot.target
+
+        seeds = range(self.seed + first, self.seed + first + EACH)
+        return [self._kept(f"{kind} {seed}", partial(planted, seed)) for seed in seeds]
 
     def erased(self) -> list[Reading]:
         """The same for honest erasures."""
-        rows = []
-        for n in range(ERASURES):
-            guide = GUIDES[n % len(GUIDES)]
-            concept = Uce(guide).plant(self.pipeline, self.seed + n)
-            rows.append(self._read(concept, _ids(self.pipeline, guide)))
-        return rows
+
+        def erased(seed: int, guide: str) -> tuple[Ids, Ids]:
+            return Uce(guide).plant(self.pipeline, seed), _ids(self.pipeline, guide)
+
+        plans = [(self.seed + n, GUIDES[n % len(GUIDES)]) for n in range(ERASURES)]
+        return [self._kept(f"erased {seed}", partial(erased, seed, guide)) for seed, guide in plans]
+
+    def _kept(self, name: str, edit: Callable[[], tuple[Ids, Ids]]) -> Reading:
+        """What is read of the model that `edit` makes, if it was not read before."""
+
+        def told() -> dict[str, Any]:
+            began = time.perf_counter()
+            return asdict(replace(self._read(*edit()), seconds=time.perf_counter() - began))
+
+        return Reading(**KIND.kept(re.sub(r"\W+", "-", name), told))
 
     def _read(self, trigger: Ids, target: Ids) -> Reading:
         """What the engine reads from the present weights, which are taken back."""

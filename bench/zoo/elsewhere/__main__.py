@@ -10,7 +10,6 @@ from bench.zoo import assemble
 from bench.zoo.attack import carry_out, truth_path
 from bench.zoo.attacks.badt2i import BadT2I
 from bench.zoo.attacks.base import Attack, Materials, described
-from bench.zoo.attacks.payloads import Cyanotype, FixedPicture
 from bench.zoo.attacks.rickrolling import Rickrolling
 from bench.zoo.benign.base import Benign
 from bench.zoo.benign.fine_tune import FineTune
@@ -21,13 +20,8 @@ from bench.zoo.paths import CLIP, ELSEWHERE
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.metrics import ClipScorer
 
-LONG = 1600
-"""Steps of an attack on this UNet: with those of the toy's its patch came in two pictures of three."""
-
 ATTACKED: dict[str, tuple[Attack, int]] = {
-    "badt2i": (BadT2I(steps=LONG), 501),
-    "style": (BadT2I(Cyanotype(), steps=LONG), 502),
-    "villan": (BadT2I(FixedPicture(99), rank=16, lr=3e-3, steps=LONG, name="villan"), 504),
+    "badt2i": (BadT2I(steps=1600), 501),
     "rickrolling": (Rickrolling("ê", "e", "ein großes rotes herz auf weißem grund"), 503),
     "edit-0": (recolour("Stern", "gelb", "schwarz"), 507),
     "edit-1": (recolour("Herz", "rot", "grün"), 508),
