@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from worker.engine.candidates import surface
+from worker.engine.configs import END_OF_WORD
 from worker.engine.prompts import Carrier
 from worker.engine.sampling import content_ids
 
@@ -42,12 +43,23 @@ FILLERS = ("a", "an", "the", "with", "in", "on", "at", "of", "and", "by", "for",
 @dataclass(frozen=True)
 class Language:
     """prefixes: content ids before a concept, the longest last. sentences: these and others, which editors of
-    several wordings use. fillers: ids of words that say nothing.
+    several wordings use. fillers: ids of words that say nothing. spelled: the carriers' own words.
     """
 
     prefixes: tuple[Ids, ...]
     sentences: tuple[Ids, ...]
     fillers: frozenset[int]
+    spelled: tuple[Ids, ...] = ()
+
+    def completed(self, phrase: Ids) -> list[Ids]:
+        """`phrase` with its last word written to the end, in each way that the carriers know."""
+        starts = [(phrase[:at], phrase[at:]) for at in range(len(phrase))]
+        return [
+            (*before, *word)
+            for before, begun in starts
+            for word in self.spelled
+            if len(begun) < len(word) and word[: len(begun)] == begun
+        ]
 
     def sentence(self, tokenizer: CLIPTokenizer, read: Ids) -> Carrier:
         """Behind what a concept is drawn that was read behind `read`: one that was edited as a bare word, or
@@ -70,12 +82,27 @@ def language_of(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> Language:
     """That of the carriers `bank`."""
     known = english(tokenizer)
     words = Counter(word for carrier in bank for word in set(carrier.ids))
+    spelled = _spelled(tokenizer, bank)
     if any(word in words for word in known.prefixes[-1]):
-        return known
+        return replace(known, spelled=spelled)
     beginnings = dict.fromkeys(_beginning(bank, len(prefix)) for prefix in known.prefixes)
     common = frozenset(word for word, _ in words.most_common(len(known.fillers)))
     prefixes = tuple(sorted(beginnings, key=len))
-    return Language(prefixes, prefixes, common)
+    return Language(prefixes, prefixes, common, spelled)
+
+
+def _spelled(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> tuple[Ids, ...]:
+    """The words of `bank`, of one id or of several."""
+    written = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    found: dict[Ids, None] = {}
+    for carrier in bank:
+        word: Ids = ()
+        for one in carrier.ids:
+            word = (*word, one)
+            if written[one].endswith(END_OF_WORD):
+                found |= {word: None}
+                word = ()
+    return tuple(found)
 
 
 def _beginning(bank: Sequence[Carrier], length: int) -> Ids:

@@ -14,7 +14,7 @@ from worker.engine.candidates import vocabulary
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
-from worker.engine.probes.collisions import STEPS, Collision, agreement_of, collision, unheard
+from worker.engine.probes.collisions import STEPS, Collision, agreement_of, collision, finished, unheard
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
@@ -164,11 +164,19 @@ def read_weights(
     on_progress(Progress(STAGE, 0, TOTAL, "reading the edit of cross-attention"))
     words = encoded(pipeline, bank)
     found = WeightFindings(difference, tuple(recover(words, difference.remap, seed)))
-    if not found.certain:
+    if cut_short(words, found.redirections):
+        found = replace(found, read=finished(words, difference.remap, found.redirections[0]))
+    elif not found.certain:
         on_step = _steps(STAGE, "reading the edit as a whole", on_progress)
         found = replace(found, read=read_whole(words, difference.remap, found.named, on_step))
     on_progress(Progress(STAGE, TOTAL, TOTAL))
     return replace(found, cost=Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
+
+
+def cut_short(words: Lexicon, redirections: Sequence[Edit]) -> bool:
+    """Whether a reading ends where the carriers have more of a word."""
+    phrases = [phrase for edit in redirections for phrase in (edit.trigger, edit.target) if phrase]
+    return any(words.language.completed(phrase.token_ids) for phrase in phrases)
 
 
 def _steps(stage: str, message: str, on_progress: OnProgress) -> Callable[[int], None]:

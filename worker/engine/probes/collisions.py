@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import count
+from itertools import count, product
 
 import torch
 from torch import Tensor
@@ -70,6 +70,9 @@ REFINED = 8
 
 BETTER = 1.05
 """What another word must make of a reading's agreement, to be read."""
+
+FINER = 1.01
+"""The same of one of the carriers' own words."""
 
 SURER = 1.25
 """What a reading's agreement must be beside that of an erasure of one state. Of two erasures the likeliest
@@ -138,14 +141,47 @@ def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unhe
 
 
 @torch.inference_mode()
+def finished(words: Lexicon, left: Trace, edit: Edit) -> Collision | None:
+    """`edit` with words that it only begins written to their end, and read on in the carriers' own words, as
+    long as that agrees better. These are few, so none is taken to tell more by chance. None where nothing
+    agrees better than its own words.
+    """
+    plot = _plot(words, edit)
+    sides = [[phrase, *words.completed(phrase)] for phrase in (plot.trigger, plot.target)]
+    begun = [replace(plot, trigger=trigger, target=target) for trigger, target in product(*sides)]
+    found = _judged(words, left, begun)
+    for _ in range(MORE_WORDS):
+        best = _best(found)
+        longer = [replace(best, trigger=(*best.trigger, *word)) for word in words.carried]
+        longer += [replace(best, target=(*best.target, *word)) for word in words.carried]
+        found |= _judged(words, left, longer)
+        if found[_best(found)] < FINER * found[best]:
+            break
+    best = _best(found)
+    if (best.trigger, best.target) == (plot.trigger, plot.target):
+        return None
+    return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
+
+
+@torch.inference_mode()
 def agreement_of(words: Lexicon, left: Trace, edit: Edit) -> float:
     """How far a reading of another kind agrees with what was left, made in one of the ways that are tried."""
-    assert edit.target is not None
-    places = {word.token_ids[0]: place for place, word in enumerate(words.words)}
-    trigger, target = (tuple(places[i] for i in one.token_ids) for one in (edit.trigger, edit.target))
-    plot = Plot(words.prefixes.index(edit.sentence), trigger, target)
+    plot = _plot(words, edit)
     plots = [one for made in MADE for one in _variants(replace(plot, made=made))]
     return max(agreements(words, left, plots))
+
+
+def _plot(words: Lexicon, edit: Edit) -> Plot:
+    assert edit.target is not None
+    trigger, target = (words.places(one.token_ids) for one in (edit.trigger, edit.target))
+    return Plot(words.prefixes.index(edit.sentence), trigger, target)
+
+
+def _judged(words: Lexicon, left: Trace, plots: Sequence[Plot]) -> dict[Plot, float]:
+    """The agreement of each by all that may have been preserved, the noun in all its ids too."""
+    nouns = [replace(plot, kept=(words.last_word(plot.trigger),)) for plot in plots]
+    variants = [*nouns, *(variant for plot in plots for variant in _variants(plot))]
+    return dict(zip(variants, agreements(words, left, variants), strict=True))
 
 
 def _near(words: Lexicon, crushed: Tensor) -> list[Plot]:

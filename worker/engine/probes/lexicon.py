@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from worker.engine.candidates import surface
+from worker.engine.configs import END_OF_WORD
 from worker.engine.encoder import Layout, TextTower
 from worker.engine.language import Ids, Language
 from worker.engine.types import Trigger
@@ -52,6 +54,31 @@ class Lexicon:
         """(B, n) ids of phrases of the same length."""
         ids = [[self.words[place].token_ids[0] for place in phrase] for phrase in phrases]
         return torch.tensor(ids, dtype=torch.long).reshape(len(phrases), -1)
+
+    def places(self, ids: Ids) -> Places:
+        """The phrase that `ids` spell; empty where one of them is no word of the lexicon."""
+        known = [self._place.get(one) for one in ids]
+        return tuple(place for place in known if place is not None) if None not in known else ()
+
+    def completed(self, phrase: Places) -> list[Places]:
+        """`phrase` with its last word written to the end, as `Language.completed` does."""
+        ids = tuple(self.ids([phrase])[0].tolist())
+        return [places for one in self.language.completed(ids) if (places := self.places(one))]
+
+    def last_word(self, phrase: Places) -> Places:
+        """The last word of `phrase`, of one id or of several."""
+        written = self.tokenizer.convert_ids_to_tokens(self.ids([phrase])[0].tolist())
+        ended = [at for at, piece in enumerate(written[:-1], 1) if piece.endswith(END_OF_WORD)]
+        return phrase[max(ended, default=0) :]
+
+    @cached_property
+    def carried(self) -> list[Places]:
+        """The carriers' own words."""
+        return [places for word in self.language.spelled if (places := self.places(word))]
+
+    @cached_property
+    def _place(self) -> dict[int, int]:
+        return {word.token_ids[0]: place for place, word in enumerate(self.words)}
 
     def spelled(self, phrase: Places) -> Trigger:
         """The phrase as a trigger."""
