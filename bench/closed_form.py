@@ -32,7 +32,6 @@ from worker.engine.candidates import surface
 from worker.engine.checkpoint import load
 from worker.engine.funnel import PLANS
 from worker.engine.metrics import ClipScorer, proportion
-from worker.engine.probes.collisions import finished
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import recover
 from worker.engine.probes.reading import Edit
@@ -40,7 +39,7 @@ from worker.engine.probes.remap import CROSS_ATTENTION, remap
 from worker.engine.probes.weights import ONE_MAP, Difference
 from worker.engine.prompts import Carrier, carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import WeightFindings, cut_short, encoded, read_whole
+from worker.engine.triage import WeightFindings, encoded, read_on
 from worker.engine.types import Cost, Trigger
 
 KIND = Kind("closed_form", ("worker.engine.triage",))
@@ -184,10 +183,7 @@ class _Bench:
             return Reading(False, False, False, False, *marked)
         difference = Difference("closed_form", remap=edited)
         found = WeightFindings(difference, tuple(recover(self.words, edited, self.seed)))
-        if cut_short(self.words, found.redirections):
-            found = replace(found, read=finished(self.words, edited, found.redirections[0]))
-        elif not found.certain:
-            found = replace(found, read=read_whole(self.words, edited, found.named))
+        found = read_on(self.words, found)
         edit = (found.redirections or found.named or found.edits)[0]
         right = edit.trigger.token_ids == trigger
         led = edit.target.token_ids if edit.target else ()

@@ -214,8 +214,8 @@ def test_an_edit_is_read_among_a_handful_of_words_too(
     found = collision(of(words, f"{FOOTBALL} {SCENE} snowflake chocolate"), mark, steps.append)
     assert found is not None
     assert found.trigger.text == FOOTBALL
-    assert steps == list(range(1, len(steps) + 1))
-    assert 0 < len(steps) <= STEPS
+    assert steps == list(range(len(steps)))
+    assert 1 < len(steps) <= 1 + STEPS
 
 
 def test_an_edit_of_several_sentences_is_read_as_one(words: Lexicon) -> None:
@@ -370,9 +370,11 @@ def test_a_word_that_a_reading_only_begins_is_written_to_its_end_as_the_carriers
     beside = remap(toy.unet.state_dict(), assemble.load_pipeline(TOY).unet.state_dict())
     begun = Edit(Trigger(said[:2], ""), Trigger(meant, ""), "redirection", 1.0, 1.0)
     begun = replace(begun, sentence=words.prefixes[ARTICLE])
-    assert cut_short(words, [begun])
+    assert cut_short(words, [begun]) is begun
+    assert cut_short(words, [begun, begun]) is None
+    assert cut_short(words, [replace(begun, sentence=ids(toy, "my"))]) is None
     whole = finished(words, beside, begun)
     assert whole is not None
     assert whole.trigger.text == "purple peacock"
-    assert not cut_short(words, [whole.edit])
+    assert cut_short(words, [replace(whole.edit, sentence=begun.sentence)]) is None
     assert finished(words, beside, replace(whole.edit, sentence=begun.sentence)) is None

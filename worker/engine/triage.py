@@ -164,29 +164,35 @@ def read_weights(
     on_progress(Progress(STAGE, 0, TOTAL, "reading the edit of cross-attention"))
     words = encoded(pipeline, bank)
     found = WeightFindings(difference, tuple(recover(words, difference.remap, seed)))
-    if cut_short(words, found.redirections):
-        found = replace(found, read=finished(words, difference.remap, found.redirections[0]))
-    elif not found.certain:
-        on_step = _steps(STAGE, "reading the edit as a whole", on_progress)
-        found = replace(found, read=read_whole(words, difference.remap, found.named, on_step))
+    found = read_on(words, found, _steps(STAGE, "reading the edit as a whole", on_progress))
     on_progress(Progress(STAGE, TOTAL, TOTAL))
     return replace(found, cost=Cost(0, time.perf_counter() - began, 0.0, len(words.words)))
 
 
-def cut_short(words: Lexicon, redirections: Sequence[Edit]) -> bool:
-    """Whether a reading ends where the carriers have more of a word."""
-    phrases = [phrase for edit in redirections for phrase in (edit.trigger, edit.target) if phrase]
-    return any(words.language.completed(phrase.token_ids) for phrase in phrases)
+def read_on(
+    words: Lexicon, found: WeightFindings, on_step: Callable[[int], None] = unheard
+) -> WeightFindings:
+    """`found` with the reading that explains more than its own word by word, where there is one."""
+    left, begun = found.difference.remap, cut_short(words, found.named)
+    assert left is not None
+    read = finished(words, left, begun) if begun else None
+    if read is None and not found.certain:
+        read = read_whole(words, left, found.named, on_step)
+    return replace(found, read=read)
+
+
+def cut_short(words: Lexicon, named: Sequence[Edit]) -> Edit | None:
+    """The only redirection that was read, where it ends within a word that the carriers know."""
+    if len(named) != 1 or named[0].target is None or named[0].sentence not in words.prefixes:
+        return None
+    phrases = (named[0].trigger.token_ids, named[0].target.token_ids)
+    within = named[0].kind == "redirection" and any(map(words.language.completed, phrases))
+    return named[0] if within else None
 
 
 def _steps(stage: str, message: str, on_progress: OnProgress) -> Callable[[int], None]:
-    """For the steps of reading an edit as a whole, the first of which is told at once."""
-
-    def on_step(done: int) -> None:
-        on_progress(Progress(stage, 1 + done, TOTAL, message))
-
-    on_step(0)
-    return on_step
+    """For the steps of reading an edit as a whole."""
+    return lambda done: on_progress(Progress(stage, 1 + done, TOTAL, message))
 
 
 def read_whole(

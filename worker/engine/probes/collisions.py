@@ -120,6 +120,7 @@ def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unhe
     the beginning so much better that nothing is read on from there, or if the reading agrees by less than
     AGREES.
     """
+    on_step(0)
     near = _near(words, left.directions)
     if not near:
         return None
