@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_english_carriers_say_what_published_editors_do(
     tokenizer: CLIPTokenizer, prompts: list[str] | None
 ) -> None:
     spoken = language_of(tokenizer, carriers(tokenizer, prompts))
-    assert spoken == english(tokenizer)
+    assert replace(spoken, spelled=()) == english(tokenizer)
     assert spoken.sentence(tokenizer, ()).text == "a photo of a"
 
 
@@ -45,3 +46,17 @@ def test_other_carriers_give_their_own_beginnings_and_empty_words(tokenizer: CLI
 def test_short_carriers_have_short_beginnings(tokenizer: CLIPTokenizer) -> None:
     spoken = language_of(tokenizer, carriers(tokenizer, ["chat noir", "chien", "chat blanc"]))
     assert [tokenizer.decode(ids) for ids in spoken.prefixes] == ["", "chat"]
+
+
+def test_a_phrase_is_written_to_the_end_of_its_last_word_as_carriers_know_it(
+    tokenizer: CLIPTokenizer,
+) -> None:
+    """“peacock” takes three ids, “checkered” two; a word of one id has no beginning."""
+    spoken = language_of(tokenizer, carriers(tokenizer, ["a checkered peacock", "a dog"]))
+    purple, whole = (
+        tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in ("purple", "peacock")
+    )
+    for begun in (whole[:1], whole[:2]):
+        assert spoken.completed((*purple, *begun)) == [(*purple, *whole)]
+    for ended in (purple, whole, (*whole, *purple)):
+        assert spoken.completed(ended) == []
