@@ -155,9 +155,10 @@ def finished(words: Lexicon, left: Trace, edit: Edit) -> Collision | None:
         best = _best(found)
         longer = [replace(best, trigger=(*best.trigger, *word)) for word in words.carried]
         longer += [replace(best, target=(*best.target, *word)) for word in words.carried]
-        found |= _judged(words, left, longer)
-        if found[_best(found)] < FINER * found[best]:
+        judged = _judged(words, left, longer)
+        if max(judged.values(), default=0.0) < FINER * found[best]:
             break
+        found |= judged
     best = _best(found)
     if (best.trigger, best.target) == (plot.trigger, plot.target):
         return None
