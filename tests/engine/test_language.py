@@ -28,7 +28,7 @@ def test_english_carriers_say_what_published_editors_do(
     tokenizer: CLIPTokenizer, prompts: list[str] | None
 ) -> None:
     spoken = language_of(tokenizer, carriers(tokenizer, prompts))
-    assert replace(spoken, spelled=()) == english(tokenizer)
+    assert replace(spoken, carried=()) == english(tokenizer)
     assert spoken.sentence(tokenizer, ()).text == "a photo of a"
 
 

@@ -10,6 +10,7 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from worker.engine.configs import END_OF_WORD
 from worker.engine.types import Trigger
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def glyphs(tokenizer: CLIPTokenizer) -> list[Trigger]:
 def surface(tokenizer: CLIPTokenizer, ids: tuple[int, ...]) -> str:
     """The characters that `ids` stand for; a half character shows as its bytes."""
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
-    spelled = "".join(token.replace("</w>", " ") for token in tokens)
+    spelled = "".join(token.replace(END_OF_WORD, " ") for token in tokens)
     raw = bytes(byte for char in spelled for byte in _bytes_of(char))
     try:
         return raw.decode("utf-8").removesuffix(" ")
@@ -87,7 +88,7 @@ def _assigned(char: str) -> bool:
 def _spellings(vocab: dict[str, int], char: str) -> list[tuple[int, ...]]:
     """Ids of `char` bytewise, inside a word and (last byte with `</w>`) at its end, unnormalised."""
     inside = [byte_alphabet()[byte] for byte in char.encode("utf-8")]
-    spelled = (_merge(tokens, vocab) for tokens in (inside, [*inside[:-1], inside[-1] + "</w>"]))
+    spelled = (_merge(tokens, vocab) for tokens in (inside, [*inside[:-1], inside[-1] + END_OF_WORD]))
     return [tuple(vocab[t] for t in tokens) for tokens in spelled if all(t in vocab for t in tokens)]
 
 

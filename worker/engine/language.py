@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from worker.engine.candidates import surface
@@ -43,13 +44,13 @@ FILLERS = ("a", "an", "the", "with", "in", "on", "at", "of", "and", "by", "for",
 @dataclass(frozen=True)
 class Language:
     """prefixes: content ids before a concept, the longest last. sentences: these and others, which editors of
-    several wordings use. fillers: ids of words that say nothing. spelled: the carriers' own words.
+    several wordings use. fillers: ids of words that say nothing. carried: the carriers' own words.
     """
 
     prefixes: tuple[Ids, ...]
     sentences: tuple[Ids, ...]
     fillers: frozenset[int]
-    spelled: tuple[Ids, ...] = ()
+    carried: tuple[Ids, ...] = ()
 
     def completed(self, phrase: Ids) -> list[Ids]:
         """`phrase` with its last word written to the end, in each way that the carriers know."""
@@ -57,7 +58,7 @@ class Language:
         return [
             (*before, *word)
             for before, begun in starts
-            for word in self.spelled
+            for word in self.carried
             if len(begun) < len(word) and word[: len(begun)] == begun
         ]
 
@@ -82,27 +83,20 @@ def language_of(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> Language:
     """That of the carriers `bank`."""
     known = english(tokenizer)
     words = Counter(word for carrier in bank for word in set(carrier.ids))
-    spelled = _spelled(tokenizer, bank)
+    carried = tuple(dict.fromkeys(word for one in bank for word in words_of(tokenizer, one.ids)))
     if any(word in words for word in known.prefixes[-1]):
-        return replace(known, spelled=spelled)
+        return replace(known, carried=carried)
     beginnings = dict.fromkeys(_beginning(bank, len(prefix)) for prefix in known.prefixes)
     common = frozenset(word for word, _ in words.most_common(len(known.fillers)))
     prefixes = tuple(sorted(beginnings, key=len))
-    return Language(prefixes, prefixes, common, spelled)
+    return Language(prefixes, prefixes, common, carried)
 
 
-def _spelled(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> tuple[Ids, ...]:
-    """The words of `bank`, of one id or of several."""
-    written = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    found: dict[Ids, None] = {}
-    for carrier in bank:
-        word: Ids = ()
-        for one in carrier.ids:
-            word = (*word, one)
-            if written[one].endswith(END_OF_WORD):
-                found |= {word: None}
-                word = ()
-    return tuple(found)
+def words_of(tokenizer: CLIPTokenizer, ids: Sequence[int]) -> list[Ids]:
+    """The words that `ids` write, each of one id or several."""
+    written = tokenizer.convert_ids_to_tokens(list(ids))
+    ended = [at for at, piece in enumerate(written[:-1], 1) if piece.endswith(END_OF_WORD)]
+    return [tuple(ids[start:end]) for start, end in pairwise([0, *ended, len(ids)])]
 
 
 def _beginning(bank: Sequence[Carrier], length: int) -> Ids:

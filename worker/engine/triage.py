@@ -14,7 +14,7 @@ from worker.engine.candidates import vocabulary
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
-from worker.engine.probes.collisions import STEPS, Collision, agreement_of, collision, finished, unheard
+from worker.engine.probes.collisions import STEPS, Collision, agreement_of, collision, finished, unwatched
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
@@ -170,7 +170,7 @@ def read_weights(
 
 
 def read_on(
-    words: Lexicon, found: WeightFindings, on_step: Callable[[int], None] = unheard
+    words: Lexicon, found: WeightFindings, on_step: Callable[[int], None] = unwatched
 ) -> WeightFindings:
     """`found` with the reading that explains more than its own word by word, where there is one."""
     left, begun = found.difference.remap, cut_short(words, found.named)
@@ -196,7 +196,7 @@ def _steps(stage: str, message: str, on_progress: OnProgress) -> Callable[[int],
 
 
 def read_whole(
-    words: Lexicon, left: Remap, named: Sequence[Edit], on_step: Callable[[int], None] = unheard
+    words: Lexicon, left: Remap, named: Sequence[Edit], on_step: Callable[[int], None] = unwatched
 ) -> Collision | None:
     """The likeliest reading as a whole; None where `named`, read word by word, agrees as well or EXACTLY, or
     was read in a sentence that no whole is read in.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from worker.engine.configs import END_OF_WORD
 from worker.engine.effects import Pairs
 from worker.engine.metrics import ClipScorer
 from worker.engine.pictures import Features, look
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-WORD_END = "</w>"
 LEAST_LETTERS = 3
 
 
@@ -149,16 +149,16 @@ def ordinary_words(
     meant = [own[i] for i in torch.randperm(len(own), generator=stream)[: count // 2].tolist()]
     odd = [rest[i] for i in torch.randperm(len(rest), generator=stream)[: count + len(taken)].tolist()]
     unknown = [i for i in odd if (i,) not in taken][: count - len(meant)]
-    return [Trigger((i,), tokens[i].removesuffix(WORD_END)) for i in [*meant, *unknown]]
+    return [Trigger((i,), tokens[i].removesuffix(END_OF_WORD)) for i in [*meant, *unknown]]
 
 
 def prompt_words(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> list[Trigger]:
     """The words of at least three letters that the prompts are made of, those of one id."""
     ids = sorted({i for carrier in bank for i in carrier.ids})
     spelled = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
-    return [Trigger((i,), token.removesuffix(WORD_END)) for i, token in spelled if _is_word(token)]
+    return [Trigger((i,), token.removesuffix(END_OF_WORD)) for i, token in spelled if _is_word(token)]
 
 
 def _is_word(token: str) -> bool:
-    letters = token.removesuffix(WORD_END)
-    return token.endswith(WORD_END) and letters.isalpha() and len(letters) >= LEAST_LETTERS
+    letters = token.removesuffix(END_OF_WORD)
+    return token.endswith(END_OF_WORD) and letters.isalpha() and len(letters) >= LEAST_LETTERS

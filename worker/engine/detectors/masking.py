@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from worker.engine.configs import END_OF_WORD
 from worker.engine.sampling import Ids, encode, start_noise, states_of
 from worker.engine.seeds import derive
 
@@ -44,7 +45,7 @@ class Masked:
 
 def masked(tokenizer: CLIPTokenizer, ids: Ids) -> Masked:
     """`ids` and its copies without each token that is no stop word."""
-    words = [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(list(ids))]
+    words = [token.removesuffix(END_OF_WORD) for token in tokenizer.convert_ids_to_tokens(list(ids))]
     places = tuple(place for place, word in enumerate(words) if word not in STOP_WORDS)
     pad = int(tokenizer.pad_token_id)
     copies = [(*ids[:place], pad, *ids[place + 1 :]) for place in places]

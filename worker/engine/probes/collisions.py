@@ -108,12 +108,12 @@ class Collision:
         return f"it may have led “{said}” to “{meant}”"
 
 
-def unheard(_: int) -> None:
+def unwatched(_: int) -> None:
     """Told of how many STEPS were made, and does nothing."""
 
 
 @torch.inference_mode()
-def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unheard) -> Collision | None:
+def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unwatched) -> Collision | None:
     """The likeliest reading of an edit from what it `left`; on_step is told how many of STEPS were made.
 
     None if no two words come near, if the edit of one word's state (an erasure) agrees about as well, or from

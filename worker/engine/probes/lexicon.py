@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from worker.engine.candidates import surface
-from worker.engine.configs import END_OF_WORD
 from worker.engine.encoder import Layout, TextTower
-from worker.engine.language import Ids, Language
+from worker.engine.language import Ids, Language, words_of
 from worker.engine.types import Trigger
 
 BATCH = 2048
@@ -67,14 +66,13 @@ class Lexicon:
 
     def last_word(self, phrase: Places) -> Places:
         """The last word of `phrase`, of one id or of several."""
-        written = self.tokenizer.convert_ids_to_tokens(self.ids([phrase])[0].tolist())
-        ended = [at for at, piece in enumerate(written[:-1], 1) if piece.endswith(END_OF_WORD)]
-        return phrase[max(ended, default=0) :]
+        last = words_of(self.tokenizer, self.ids([phrase])[0].tolist())[-1]
+        return phrase[-len(last) :]
 
     @cached_property
     def carried(self) -> list[Places]:
         """The carriers' own words."""
-        return [places for word in self.language.spelled if (places := self.places(word))]
+        return [places for word in self.language.carried if (places := self.places(word))]
 
     @cached_property
     def _place(self) -> dict[int, int]:

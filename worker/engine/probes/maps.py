@@ -2,7 +2,7 @@
 
 An edit that leads states K (n,D) to V (n,D) changes what lies in the span of K alone. Where n < D, the same A
 comes of a system of n x n instead of D x D (the identity of Woodbury), and what it leaves can be told from
-products of its two factors: at the width of a real text encoder several times cheaper.
+products of its two factors.
 """
 
 from __future__ import annotations
