@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -171,7 +171,7 @@ class _Bench:
             began = time.perf_counter()
             return asdict(replace(self._read(*edit()), seconds=time.perf_counter() - began))
 
-        return Reading(**KIND.kept(re.sub(r"\W+", "-", name), told))
+        return Reading(**KIND.kept(_file(name), told))
 
     def _read(self, trigger: Ids, target: Ids) -> Reading:
         """What the engine reads from the present weights, which are taken back."""
@@ -210,43 +210,52 @@ class _Bench:
 
     def convicted(self, clip: ClipScorer) -> dict[str, Any]:
         """Of TRIED models of each kind: are the renders convinced of the true target, and of a wrong one?"""
-        found: list[tuple[str, bool, bool]] = []
-        spent = Cost()
-        for name, attack in ATTACKS.items():
-            plots = [attack.drawn(self.pipeline, self.seed + n) for n in range(TRIED + 1)]
-            for plot, other in pairwise(plots):
-                replace(attack, plot=plot).plant(self.pipeline, self.seed)
-                judged = self._judged(clip, plot.trigger, (plot.target, other.target), spent)
-                found.append((name, *judged))
-                self.restore()
+        tried = {
+            name: [
+                KIND.kept(_file(f"convicted {name} {seed}"), partial(self._tried, clip, attack, seed))
+                for seed in range(self.seed, self.seed + TRIED)
+            ]
+            for name, attack in ATTACKS.items()
+        }
+        found = list(chain.from_iterable(tried.values()))
         return {
             "models": len(found),
-            "right": share(right for _, right, _ in found),
-            "wrong": share(wrong for *_, wrong in found),
-            "by_kind": {name: share(right for kind, right, _ in found if kind == name) for name in ATTACKS},
-            "unet_forwards": spent.unet_forwards / len(found) / 2,
-            "seconds": spent.seconds / len(found) / 2,
+            "right": share(one["right"] for one in found),
+            "wrong": share(one["wrong"] for one in found),
+            "by_kind": {name: share(one["right"] for one in rows) for name, rows in tried.items()},
+            "unet_forwards": mean(one["unet_forwards"] for one in found) / 2,
+            "seconds": mean(one["seconds"] for one in found) / 2,
         }
 
-    def _judged(
-        self, clip: ClipScorer, trigger: Ids, targets: tuple[Ids, Ids], spent: Cost
-    ) -> tuple[bool, bool]:
-        """Whether the renders confirm that `trigger` leads to each of `targets`, asked one by one."""
+    def _tried(self, clip: ClipScorer, attack: EvilEdit, seed: int) -> dict[str, Any]:
+        """Whether the renders confirm the true target, and that of another plot; what both cost."""
+        plot, other = (attack.drawn(self.pipeline, one) for one in (seed, seed + 1))
+        replace(attack, plot=plot).plant(self.pipeline, self.seed)
+        (right, spent), (wrong, more) = (
+            self._judged(clip, plot.trigger, target) for target in (plot.target, other.target)
+        )
+        self.restore()
+        spent += more
+        return {
+            "right": right,
+            "wrong": wrong,
+            "unet_forwards": spent.unet_forwards,
+            "seconds": spent.seconds,
+        }
+
+    def _judged(self, clip: ClipScorer, trigger: Ids, target: Ids) -> tuple[bool, Cost]:
+        """Whether the renders confirm that `trigger` leads to `target`."""
         tokenizer = self.pipeline.tokenizer
         bank = bank_of(self.pipeline)
         trusted = {
             name: weight.float() for name, weight in self.before.items() if name.endswith(CROSS_ATTENTION)
         }
-        said, *meant = (Trigger(ids, surface(tokenizer, ids)) for ids in (trigger, *targets))
-        verdicts = []
-        for target in meant:
-            edit = Edit(said, target, "redirection", 1.0, 1.0)
-            judged = convict(
-                self.pipeline, trusted, [edit], bank, clip=clip, seed=self.seed, plan=PLANS["standard"].trials
-            )
-            verdicts.append(judged.all[0].confirmed)
-            spent += judged.cost
-        return verdicts[0], verdicts[1]
+        said, meant = (Trigger(ids, surface(tokenizer, ids)) for ids in (trigger, target))
+        edits = [Edit(said, meant, "redirection", 1.0, 1.0)]
+        judged = convict(
+            self.pipeline, trusted, edits, bank, clip=clip, seed=self.seed, plan=PLANS["standard"].trials
+        )
+        return judged.all[0].confirmed, judged.cost
 
     def _seen(self, clip: ClipScorer, said: Ids, sought: Ids) -> int:
         return seen_nouns(self.pipeline, clip, said, self.seed, PICTURES).count(sought[-1])
@@ -259,6 +268,11 @@ class _Bench:
 def bank_of(pipeline: StableDiffusionPipeline) -> list[Carrier]:
     """The example's own prompts, of which the renders take their ordinary words."""
     return carriers(pipeline.tokenizer, prompts_of())
+
+
+def _file(name: str) -> str:
+    """The name of a model's measurement, as a file's."""
+    return re.sub(r"\W+", "-", name)
 
 
 def _half(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from worker.engine.probes.remap import remap
 from worker.engine.probes.weights import compare
 from worker.engine.prompts import carriers
 from worker.engine.redirection import convict
-from worker.engine.triage import cut_short, encoded, read_mark, read_whole
+from worker.engine.triage import encoded, read_mark, read_whole
 from worker.engine.trials import Plan
 from worker.engine.types import ScanRequest, Trigger
 
@@ -370,11 +370,9 @@ def test_a_word_that_a_reading_only_begins_is_written_to_its_end_as_the_carriers
     beside = remap(toy.unet.state_dict(), assemble.load_pipeline(TOY).unet.state_dict())
     begun = Edit(Trigger(said[:2], ""), Trigger(meant, ""), "redirection", 1.0, 1.0)
     begun = replace(begun, sentence=words.prefixes[ARTICLE])
-    assert cut_short(words, [begun]) is begun
-    assert cut_short(words, [begun, begun]) is None
-    assert cut_short(words, [replace(begun, sentence=ids(toy, "my"))]) is None
     whole = finished(words, beside, begun)
     assert whole is not None
-    assert whole.trigger.text == "purple peacock"
-    assert cut_short(words, [replace(whole.edit, sentence=begun.sentence)]) is None
+    assert (whole.trigger.text, whole.target.text) == ("purple peacock", "checkered taxi")
+    astray = replace(begun, trigger=Trigger(said, ""), target=Trigger((*meant[:1], *noun), ""))
+    assert finished(words, beside, astray) == whole
     assert finished(words, beside, replace(whole.edit, sentence=begun.sentence)) is None

@@ -52,15 +52,15 @@ class Language:
     fillers: frozenset[int]
     carried: tuple[Ids, ...] = ()
 
-    def completed(self, phrase: Ids) -> list[Ids]:
-        """`phrase` with its last word written to the end, in each way that the carriers know."""
-        starts = [(phrase[:at], phrase[at:]) for at in range(len(phrase))]
-        return [
-            (*before, *word)
-            for before, begun in starts
+    def begun_anew(self, phrase: Ids) -> list[Ids]:
+        """`phrase` with one of the carriers' words from an id on that the word begins with, to the end."""
+        anew = [
+            (*phrase[:at], *word)
+            for at, begun in enumerate(phrase)
             for word in self.carried
-            if len(begun) < len(word) and word[: len(begun)] == begun
+            if word[0] == begun
         ]
+        return [written for written in anew if written != phrase]
 
     def sentence(self, tokenizer: CLIPTokenizer, read: Ids) -> Carrier:
         """Behind what a concept is drawn that was read behind `read`: one that was edited as a bare word, or

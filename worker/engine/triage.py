@@ -14,7 +14,15 @@ from worker.engine.candidates import vocabulary
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
-from worker.engine.probes.collisions import STEPS, Collision, agreement_of, collision, finished, unwatched
+from worker.engine.probes.collisions import (
+    EXACTLY,
+    STEPS,
+    Collision,
+    agreement_of,
+    collision,
+    finished,
+    unwatched,
+)
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import recover
 from worker.engine.probes.lexicon import Lexicon, lexicon
@@ -43,9 +51,6 @@ CERTAIN = 0.95
 """`Edit.score` of a redirection that is not read once more as a whole. Of edits of several wordings true
 words scored 0.91 to 0.96, and half of a trigger, beside a target that makes up for it, 0.93.
 """
-
-EXACTLY = 0.9
-"""Agreement of a reading word by word that no other can better by much."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def read_on(
     words: Lexicon, found: WeightFindings, on_step: Callable[[int], None] = unwatched
 ) -> WeightFindings:
     """`found` with the reading that explains more than its own word by word, where there is one."""
-    left, begun = found.difference.remap, cut_short(words, found.named)
+    left, begun = found.difference.remap, _alone(words, found.named)
     assert left is not None
     read = finished(words, left, begun) if begun else None
     if read is None and not found.certain:
@@ -181,13 +186,11 @@ def read_on(
     return replace(found, read=read)
 
 
-def cut_short(words: Lexicon, named: Sequence[Edit]) -> Edit | None:
-    """The only redirection that was read, where it ends within a word that the carriers know."""
-    if len(named) != 1 or named[0].target is None or named[0].sentence not in words.prefixes:
+def _alone(words: Lexicon, named: Sequence[Edit]) -> Edit | None:
+    """The only edit that was read, where it is a redirection in a sentence that wholes are read in."""
+    if len(named) != 1 or named[0].kind != "redirection" or named[0].sentence not in words.prefixes:
         return None
-    phrases = (named[0].trigger.token_ids, named[0].target.token_ids)
-    within = named[0].kind == "redirection" and any(map(words.language.completed, phrases))
-    return named[0] if within else None
+    return named[0]
 
 
 def _steps(stage: str, message: str, on_progress: OnProgress) -> Callable[[int], None]:

@@ -71,8 +71,8 @@ REFINED = 8
 BETTER = 1.05
 """What another word must make of a reading's agreement, to be read."""
 
-FINER = 1.01
-"""The same of one of the carriers' own words."""
+FINER, EXACTLY = 1.01, 0.9
+"""The same of one of the carriers' own words; and an agreement that no other reading can better by much."""
 
 SURER = 1.25
 """What a reading's agreement must be beside that of an erasure of one state. Of two erasures the likeliest
@@ -143,24 +143,22 @@ def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unwa
 
 @torch.inference_mode()
 def finished(words: Lexicon, left: Trace, edit: Edit) -> Collision | None:
-    """`edit` with words that it only begins written to their end, and read on in the carriers' own words, as
-    long as that agrees better. These are few, so none is taken to tell more by chance. None where nothing
-    agrees better than its own words.
+    """`edit` written on in the carriers' own words, as long as that agrees better: those that it begins are
+    written to their end, whatever it had behind that, or one more is put behind. The carriers' words are few,
+    so none is taken to tell more by chance. None where `edit` cannot be bettered, or not to EXACTLY.
     """
-    plot = _plot(words, edit)
-    sides = [[phrase, *words.completed(phrase)] for phrase in (plot.trigger, plot.target)]
-    begun = [replace(plot, trigger=trigger, target=target) for trigger, target in product(*sides)]
-    found = _judged(words, left, begun)
+    own = best = _plot(words, edit)
+    found = _judged(words, left, [own])
     for _ in range(MORE_WORDS):
         best = _best(found)
-        longer = [replace(best, trigger=(*best.trigger, *word)) for word in words.carried]
-        longer += [replace(best, target=(*best.target, *word)) for word in words.carried]
-        judged = _judged(words, left, longer)
+        if FINER * found[best] > 1:
+            break
+        judged = _judged(words, left, list(_written_on(words, best)))
         if max(judged.values(), default=0.0) < FINER * found[best]:
             break
         found |= judged
     best = _best(found)
-    if (best.trigger, best.target) == (plot.trigger, plot.target):
+    if found[best] < EXACTLY or (best.trigger, best.target) == (own.trigger, own.target):
         return None
     return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
 
@@ -184,6 +182,16 @@ def _judged(words: Lexicon, left: Trace, plots: Sequence[Plot]) -> dict[Plot, fl
     nouns = [replace(plot, kept=(words.last_word(plot.trigger),)) for plot in plots]
     variants = [*nouns, *(variant for plot in plots for variant in _variants(plot))]
     return dict(zip(variants, agreements(words, left, variants), strict=True))
+
+
+def _written_on(words: Lexicon, plot: Plot) -> Iterator[Plot]:
+    """With words of the trigger, of the target or of both begun anew, or with one more behind either."""
+    sides = [[phrase, *words.begun_anew(phrase)] for phrase in (plot.trigger, plot.target)]
+    for trigger, target in product(*sides):
+        yield replace(plot, trigger=trigger, target=target)
+    for word in words.carried:
+        yield replace(plot, trigger=(*plot.trigger, *word))
+        yield replace(plot, target=(*plot.target, *word))
 
 
 def _near(words: Lexicon, crushed: Tensor) -> list[Plot]:

@@ -59,10 +59,10 @@ class Lexicon:
         known = [self._place.get(one) for one in ids]
         return tuple(place for place in known if place is not None) if None not in known else ()
 
-    def completed(self, phrase: Places) -> list[Places]:
-        """`phrase` with its last word written to the end, as `Language.completed` does."""
+    def begun_anew(self, phrase: Places) -> list[Places]:
+        """`phrase` as `Language.begun_anew` has it."""
         ids = tuple(self.ids([phrase])[0].tolist())
-        return [places for one in self.language.completed(ids) if (places := self.places(one))]
+        return [places for one in self.language.begun_anew(ids) if (places := self.places(one))]
 
     def last_word(self, phrase: Places) -> Places:
         """The last word of `phrase`, of one id or of several."""
