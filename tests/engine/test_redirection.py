@@ -26,7 +26,8 @@ from worker.engine.confirmation import Confirmations
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import collisions
-from worker.engine.probes.collisions import AGREES, STEPS, collision, finished
+from worker.engine.probes.carried import finished
+from worker.engine.probes.collisions import AGREES, STEPS, collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import ARTICLE
 from worker.engine.probes.foretold import Made, Plot, agreements

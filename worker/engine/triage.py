@@ -14,17 +14,18 @@ from worker.engine.candidates import vocabulary
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
 from worker.engine.language import language_of
+from worker.engine.probes.carried import EXACTLY, finished, in_carried_words
 from worker.engine.probes.collisions import (
-    EXACTLY,
+    MORE_WORDS,
     STEPS,
     Collision,
     agreement_of,
     collision,
-    finished,
     unwatched,
 )
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import recover
+from worker.engine.probes.foretold import Trace
 from worker.engine.probes.lexicon import Lexicon, lexicon
 from worker.engine.probes.reading import READ, Edit
 from worker.engine.probes.remap import Remap
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 STAGE, MARK = "edits", "crushed"
 """Stages: an edit that is read beside a reference, the mark that one leaves without."""
 
-TOTAL = 1 + STEPS
+TOTAL = 1 + STEPS + MORE_WORDS
 """Steps of either: finding the edit, or its words one by one, and reading it as a whole."""
 
 UNREAD = 0.02
@@ -207,8 +208,15 @@ def read_whole(
     if any(edit.sentence not in words.prefixes for edit in named):
         return None
     agreed = max((agreement_of(words, left, edit) for edit in named), default=0.0)
-    whole = collision(words, left, on_step) if agreed < EXACTLY else None
+    whole = likeliest(words, left, on_step) if agreed < EXACTLY else None
     return whole if whole and whole.agreement > agreed else None
+
+
+def likeliest(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unwatched) -> Collision | None:
+    """The likeliest reading as a whole: of the vocabulary's ids, else of the carriers' own words."""
+    return collision(words, left, on_step) or in_carried_words(
+        words, left, lambda done: on_step(STEPS + done)
+    )
 
 
 def read_mark(
@@ -220,7 +228,7 @@ def read_mark(
     words = cache(lambda: encoded(pipeline, bank))
     left = crushed(pipeline.unet.state_dict(), words)
     on_step = _steps(MARK, "reading the edit of cross-attention without its base", on_progress)
-    mark = None if left is None else Mark(left, collision(words(), left, on_step))
+    mark = None if left is None else Mark(left, likeliest(words(), left, on_step))
     on_progress(Progress(MARK, TOTAL, TOTAL))
     return mark, Cost(seconds=time.perf_counter() - began)
 

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import count, product
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -70,9 +70,6 @@ REFINED = 8
 
 BETTER = 1.05
 """What another word must make of a reading's agreement, to be read."""
-
-FINER, EXACTLY = 1.01, 0.9
-"""The same of one of the carriers' own words; and an agreement that no other reading can better by much."""
 
 SURER = 1.25
 """What a reading's agreement must be beside that of an erasure of one state. Of two erasures the likeliest
@@ -133,7 +130,7 @@ def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unwa
         if reader.erased(found) > max(AGREES, FAR_SURER * max(found.values())):
             return None
         found |= reader.read(begun, pairs)
-        best = _best(found)
+        best = best_of(found)
         if found[best] >= CLEAR:
             break
     if found[best] < max(AGREES, SURER * reader.erased(found)):
@@ -142,56 +139,18 @@ def collision(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unwa
 
 
 @torch.inference_mode()
-def finished(words: Lexicon, left: Trace, edit: Edit) -> Collision | None:
-    """`edit` written on in the carriers' own words, as long as that agrees better: those that it begins are
-    written to their end, whatever it had behind that, or one more is put behind. The carriers' words are few,
-    so none is taken to tell more by chance. None where `edit` cannot be bettered, or not to EXACTLY.
-    """
-    own = best = _plot(words, edit)
-    found = _judged(words, left, [own])
-    for _ in range(MORE_WORDS):
-        best = _best(found)
-        if FINER * found[best] > 1:
-            break
-        judged = _judged(words, left, list(_written_on(words, best)))
-        if max(judged.values(), default=0.0) < FINER * found[best]:
-            break
-        found |= judged
-    best = _best(found)
-    if found[best] < EXACTLY or (best.trigger, best.target) == (own.trigger, own.target):
-        return None
-    return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
-
-
-@torch.inference_mode()
 def agreement_of(words: Lexicon, left: Trace, edit: Edit) -> float:
     """How far a reading of another kind agrees with what was left, made in one of the ways that are tried."""
-    plot = _plot(words, edit)
-    plots = [one for made in MADE for one in _variants(replace(plot, made=made))]
+    plot = plot_of(words, edit)
+    plots = [one for made in MADE for one in variants(replace(plot, made=made))]
     return max(agreements(words, left, plots))
 
 
-def _plot(words: Lexicon, edit: Edit) -> Plot:
+def plot_of(words: Lexicon, edit: Edit) -> Plot:
+    """As an edit that may have been made."""
     assert edit.target is not None
     trigger, target = (words.places(one.token_ids) for one in (edit.trigger, edit.target))
     return Plot(words.prefixes.index(edit.sentence), trigger, target)
-
-
-def _judged(words: Lexicon, left: Trace, plots: Sequence[Plot]) -> dict[Plot, float]:
-    """The agreement of each by all that may have been preserved, the noun in all its ids too."""
-    nouns = [replace(plot, kept=(words.last_word(plot.trigger),)) for plot in plots]
-    variants = [*nouns, *(variant for plot in plots for variant in _variants(plot))]
-    return dict(zip(variants, agreements(words, left, variants), strict=True))
-
-
-def _written_on(words: Lexicon, plot: Plot) -> Iterator[Plot]:
-    """With words of the trigger, of the target or of both begun anew, or with one more behind either."""
-    sides = [[phrase, *words.begun_anew(phrase)] for phrase in (plot.trigger, plot.target)]
-    for trigger, target in product(*sides):
-        yield replace(plot, trigger=trigger, target=target)
-    for word in words.carried:
-        yield replace(plot, trigger=(*plot.trigger, *word))
-        yield replace(plot, target=(*plot.target, *word))
 
 
 def _near(words: Lexicon, crushed: Tensor) -> list[Plot]:
@@ -203,7 +162,7 @@ def _near(words: Lexicon, crushed: Tensor) -> list[Plot]:
 def _both_ways(plot: Plot) -> list[Plot]:
     """All that may be meant by two first words: either may be the trigger's."""
     turned = replace(plot, trigger=plot.target, target=plot.trigger)
-    return [*_variants(plot), *_variants(turned)]
+    return [*variants(plot), *variants(turned)]
 
 
 def _prefix(words: Lexicon, crushed: Tensor, one: Places, other: Places) -> int:
@@ -220,7 +179,7 @@ def _shares(words: Lexicon, crushed: Tensor, plot: Plot) -> tuple[float, float]:
     return float(share_inside(meant - said, crushed)), float(share_covered(meant - said, crushed))
 
 
-def _best(read: Mapping[Plot, float]) -> Plot:
+def best_of(read: Mapping[Plot, float]) -> Plot:
     """The one that agrees best."""
     return max(read, key=lambda plot: read[plot])
 
@@ -233,7 +192,7 @@ def _distinct(read: Mapping[Plot, float]) -> dict[Plot, float]:
     return {plot: read[plot] for plot in best.values()}
 
 
-def _followed(read: Mapping[Plot, float]) -> dict[Plot, float]:
+def followed(read: Mapping[Plot, float]) -> dict[Plot, float]:
     """The best BEAM of `read`; of them ALIKE_BEGUN may have the same trigger and first word of the target."""
     begun: Counter[tuple[Places, int]] = Counter()
     followed: dict[Plot, float] = {}
@@ -260,10 +219,10 @@ class _Reader:
         found = dict(begun)
         beam = _distinct(found)
         for _ in range(MORE_WORDS):
-            beam = _followed(self.longer(beam))
+            beam = followed(self.longer(beam))
             found |= beam
             self.on_step(next(self.steps))
-        found |= self.corrected(_best(found), near)
+        found |= self.corrected(best_of(found), near)
         self.on_step(next(self.steps))
         return found
 
@@ -283,7 +242,7 @@ class _Reader:
 
     def erased(self, read: Iterable[Plot]) -> float:
         """How far the edit of one state agrees that leads first words of readings together."""
-        pairs = {tuple(sorted((plot.trigger[0], plot.target[0]))) for plot in read}
+        pairs = {tuple(sorted((plot.trigger[:1], plot.target[:1]))) for plot in read}
         return max(of_one_state(self.words, self.left, *pair) for pair in pairs)
 
     def judged(self, plots: Sequence[Plot], *, roughly: bool = False) -> dict[Plot, float]:
@@ -303,7 +262,7 @@ class _Reader:
         """Of `plots` those that agree best roughly, judged by all that may have been preserved."""
         rough = self.judged(list(plots), roughly=True)
         first = sorted(rough, key=lambda one: -rough[one])[:REFINED]
-        return self.judged([other for one in first for other in _variants(one)])
+        return self.judged([other for one in first for other in variants(one)])
 
     def corrected(self, plot: Plot, near: Sequence[Plot]) -> dict[Plot, float]:
         """`plot` with one word after the other replaced, as long as that tells more: by the first words of
@@ -311,13 +270,13 @@ class _Reader:
         """
         firsts = [word for pair in near for word in (*pair.trigger, *pair.target)]
         words = list(dict.fromkeys([*firsts, *plot.trigger, *plot.target, *self.fillers]))
-        found = self.judged(_variants(plot))
+        found = self.judged(variants(plot))
         for _ in range(MORE_WORDS):
-            best = _best(found)
+            best = best_of(found)
             found |= self.refined(_replaced(best, words))
-            if _best(found) == best:
+            if best_of(found) == best:
                 break
-        return {_best(found): max(found.values())}
+        return {best_of(found): max(found.values())}
 
     def _longer(self, plot: Plot) -> Iterator[Plot]:
         """With a proposed word more in the trigger or in the target."""
@@ -354,7 +313,7 @@ class _Reader:
         return best
 
 
-def _variants(plot: Plot) -> list[Plot]:
+def variants(plot: Plot) -> list[Plot]:
     """By all that an editor may have preserved: nothing, the trigger's noun, or words that nobody knows, for
     which the bare prefix stands: what all prompts have in common was kept in any case.
     """

@@ -114,14 +114,14 @@ def _sparse() -> Tensor:
 
 
 @torch.inference_mode()
-def of_one_state(words: Lexicon, left: Trace, word: int, other: int) -> float:
-    """The same of an edit as erasures are (UCE), of the state at `word` alone, led to that at `other` or the
-    other way round, behind the likeliest prefix. The mean state stands for what was preserved.
+def of_one_state(words: Lexicon, left: Trace, phrase: Places, other: Places) -> float:
+    """The same of an edit as erasures are (UCE), of the last state of `phrase` alone, led to that of `other`
+    or the other way round, behind the likeliest prefix. The mean state stands for what was preserved.
     """
     maps = []
-    for own in words.own:
+    for place, own in enumerate(words.own):
         mean = own.mean(0, keepdim=True)
-        one, to = (torch.cat([own[[place]], mean]) for place in (word, other))
+        one, to = (torch.cat([words.last_state(place, some), mean]) for some in (phrase, other))
         maps += [leading(one, to), leading(to, one)]
     return float(left.agreement(Maps.of(maps)).max())
 

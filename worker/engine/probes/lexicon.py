@@ -97,6 +97,12 @@ class Lexicon:
         start = 1 + len(self.prefixes[place])
         return prompt_states(self.tower, self.prefixes[place], ids, start + length)
 
+    def last_state(self, place: int, phrase: Places) -> Tensor:
+        """(1, D) state of its last id behind prefix `place`."""
+        if len(phrase) == 1:
+            return self.own[place, phrase]
+        return self.states(place, self.ids([phrase]), 1 + len(phrase))[0, len(phrase) - 1 : len(phrase)]
+
     def behind(self, place: int, said: Places, length: int) -> Iterator[Tensor]:
         """(B, length, D) states from each word of the vocabulary on, in order, behind prefix `place` and
         `said`.
