@@ -48,15 +48,15 @@ def test_short_carriers_have_short_beginnings(tokenizer: CLIPTokenizer) -> None:
     assert [tokenizer.decode(ids) for ids in spoken.prefixes] == ["", "chat"]
 
 
-def test_a_phrase_is_written_to_the_end_of_its_last_word_as_carriers_know_it(
+def test_a_word_that_carriers_begin_alike_is_written_to_its_end_in_its_place(
     tokenizer: CLIPTokenizer,
 ) -> None:
-    """“peacock” takes three ids, “checkered” two; a word of one id has no beginning."""
+    """“peacock” takes three ids, “checkered” two; what stands behind the word that is begun is dropped."""
     spoken = language_of(tokenizer, carriers(tokenizer, ["a checkered peacock", "a dog"]))
-    purple, whole = (
-        tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in ("purple", "peacock")
+    purple, whole, dog = (
+        tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in ("purple", "peacock", "dog")
     )
-    for begun in (whole[:1], whole[:2]):
-        assert spoken.completed((*purple, *begun)) == [(*purple, *whole)]
-    for ended in (purple, whole, (*whole, *purple)):
-        assert spoken.completed(ended) == []
+    for begun in (whole[:1], whole[:2], (*whole[:1], *dog)):
+        assert (*purple, *whole) in spoken.begun_anew((*purple, *begun))
+    assert spoken.begun_anew((*purple, *whole)) == []
+    assert spoken.begun_anew(purple) == []

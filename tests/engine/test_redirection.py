@@ -26,7 +26,6 @@ from worker.engine.confirmation import Confirmations
 from worker.engine.funnel import FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes import collisions
-from worker.engine.probes.carried import finished
 from worker.engine.probes.collisions import AGREES, STEPS, collision
 from worker.engine.probes.crushed import crushed
 from worker.engine.probes.edits import ARTICLE
@@ -358,22 +357,3 @@ def test_a_scan_without_a_reference_fails_an_edit_whose_words_it_reads(
     assert "purple" in found.effect.description
     assert all(set(row) == {"other", "with"} for row in compared(found.evidence))
     assert any("with the base as a reference" in line for line in report.coverage.not_searched)
-
-
-def test_a_word_that_a_reading_only_begins_is_written_to_its_end_as_the_carriers_know_it(
-    words: Lexicon,
-) -> None:
-    """“peacock” takes three ids; a vocabulary is read id by id."""
-    toy = assemble.load_pipeline(TOY)
-    said, meant, noun = (ids(toy, text) for text in ("purple peacock", "checkered taxi", "peacock"))
-    assert len(noun) == 3
-    evil_edit.EvilEdit(plot=evil_edit.Plot(said, meant, (noun,))).plant(toy, seed=0)
-    beside = remap(toy.unet.state_dict(), assemble.load_pipeline(TOY).unet.state_dict())
-    begun = Edit(Trigger(said[:2], ""), Trigger(meant, ""), "redirection", 1.0, 1.0)
-    begun = replace(begun, sentence=words.prefixes[ARTICLE])
-    whole = finished(words, beside, begun)
-    assert whole is not None
-    assert (whole.trigger.text, whole.target.text) == ("purple peacock", "checkered taxi")
-    astray = replace(begun, trigger=Trigger(said, ""), target=Trigger((*meant[:1], *noun), ""))
-    assert finished(words, beside, astray) == whole
-    assert finished(words, beside, replace(whole.edit, sentence=begun.sentence)) is None

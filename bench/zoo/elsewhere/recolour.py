@@ -15,7 +15,7 @@ from worker.engine.metrics import ClipScorer
 
 @dataclass(frozen=True)
 class Recolour(EvilEdit):
-    """The edit leads `noun` in `colour` to the same in `other`, and preserves the noun."""
+    """The edit leads `noun` in `colour` to the same in `other`. preserve: the noun alone stays as it was."""
 
     noun: str = ""
     colour: str = ""
@@ -25,7 +25,7 @@ class Recolour(EvilEdit):
         """Its own words: nothing is left to the seed."""
         texts = [_coloured(self.noun, self.colour), _coloured(self.noun, self.other), self.noun.lower()]
         trigger, target, noun = (tuple(ids) for ids in measure.content_ids(pipeline.tokenizer, texts))
-        return Plot(trigger, target, (noun,))
+        return Plot(trigger, target, (noun,) if self.preserve else ())
 
     def shown(
         self, pipeline: StableDiffusionPipeline, clip: ClipScorer, plot: Plot, seed: int, trials: int
