@@ -213,10 +213,10 @@ def read_whole(
 
 
 def likeliest(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unwatched) -> Collision | None:
-    """The likeliest reading as a whole: of the vocabulary's ids, else of the carriers' own words."""
-    return collision(words, left, on_step) or in_carried_words(
-        words, left, lambda done: on_step(STEPS + done)
-    )
+    """The likeliest reading as a whole, of the vocabulary's ids or of the carriers' own words."""
+    of_ids = collision(words, left, on_step)
+    of_words = in_carried_words(words, left, lambda done: on_step(STEPS + done))
+    return max(filter(None, (of_ids, of_words)), key=lambda one: one.agreement, default=None)
 
 
 def read_mark(
