@@ -40,6 +40,9 @@ SENTENCES = (
 FILLERS = ("a", "an", "the", "with", "in", "on", "at", "of", "and", "by", "for", "to", "from", "as", "is")
 """Words that say nothing by themselves and stand between those that do."""
 
+CARRIED = 256
+"""Of the carriers' own words, the most common: all pairs of them are compared."""
+
 
 @dataclass(frozen=True)
 class Language:
@@ -83,7 +86,8 @@ def language_of(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> Language:
     """That of the carriers `bank`."""
     known = english(tokenizer)
     words = Counter(word for carrier in bank for word in set(carrier.ids))
-    carried = tuple(dict.fromkeys(word for one in bank for word in words_of(tokenizer, one.ids)))
+    written = Counter(word for one in bank for word in words_of(tokenizer, one.ids))
+    carried = tuple(word for word, _ in written.most_common(CARRIED))
     if any(word in words for word in known.prefixes[-1]):
         return replace(known, carried=carried)
     beginnings = dict.fromkeys(_beginning(bank, len(prefix)) for prefix in known.prefixes)
