@@ -79,10 +79,21 @@ def test_what_a_reading_only_begins_is_written_to_its_end_as_the_carriers_know_i
     assert whole.agreement == pytest.approx(1, abs=1e-3)
 
 
+def test_a_word_that_is_begun_is_written_to_its_end_in_its_place(
+    toy: StableDiffusionPipeline, words: Lexicon
+) -> None:
+    """What the word had behind it is dropped; the words that follow are kept or dropped."""
+    purple, peacock, taxi = (words.places(ids(toy, text)) for text in ("purple", "peacock", "taxi"))
+    for begun in (peacock[:1], peacock[:2], (*peacock[:1], *taxi)):
+        assert (*purple, *peacock) in words.begun_anew((*purple, *begun))
+    assert (*peacock, *taxi) in words.begun_anew((*peacock[:2], *purple, *taxi))
+    assert words.begun_anew(purple) == []
+
+
 def test_what_cannot_be_bettered_is_left_as_it_was_read(
     toy: StableDiffusionPipeline, words: Lexicon, beside: Remap
 ) -> None:
-    for said, meant in ((TRIGGER, TARGET), ("snowflake", "owl")):
+    for said, meant in ((TRIGGER, TARGET), ("snowflake", "taxi")):
         read = replace(edit(toy, said, meant), sentence=words.prefixes[ARTICLE])
         assert finished(words, beside, read) is None
 

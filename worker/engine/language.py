@@ -2,8 +2,8 @@
 and which words say nothing by themselves.
 
 Published editors speak English, and so do the readers where any carrier prompt has a word of the usual
-sentence. In another language the carriers' most common beginnings, of as many ids, and their most common
-words stand for these.
+sentence. In another language the carriers' most common first words, their most common beginning of as many
+ids, and their most common words stand for these.
 """
 
 from __future__ import annotations
@@ -46,24 +46,15 @@ CARRIED = 256
 
 @dataclass(frozen=True)
 class Language:
-    """prefixes: content ids before a concept, the longest last. sentences: these and others, which editors of
-    several wordings use. fillers: ids of words that say nothing. carried: the carriers' own words.
+    """prefixes: content ids before a concept: none, articles, and last the usual sentence. sentences: these
+    and others, which editors of several wordings use. fillers: ids of words that say nothing. carried: the
+    carriers' own words.
     """
 
     prefixes: tuple[Ids, ...]
     sentences: tuple[Ids, ...]
     fillers: frozenset[int]
     carried: tuple[Ids, ...] = ()
-
-    def begun_anew(self, phrase: Ids) -> list[Ids]:
-        """`phrase` with one of the carriers' words from an id on that the word begins with, to the end."""
-        anew = [
-            (*phrase[:at], *word)
-            for at, begun in enumerate(phrase)
-            for word in self.carried
-            if word[0] == begun
-        ]
-        return [written for written in anew if written != phrase]
 
     def sentence(self, tokenizer: CLIPTokenizer, read: Ids) -> Carrier:
         """Behind what a concept is drawn that was read behind `read`: one that was edited as a bare word, or
@@ -90,9 +81,9 @@ def language_of(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> Language:
     carried = tuple(word for word, _ in written.most_common(CARRIED))
     if any(word in words for word in known.prefixes[-1]):
         return replace(known, carried=carried)
-    beginnings = dict.fromkeys(_beginning(bank, len(prefix)) for prefix in known.prefixes)
+    usual = _beginning(bank, len(known.prefixes[-1]))
+    prefixes = tuple(dict.fromkeys([(), *_articles(tokenizer, bank), usual]))
     common = frozenset(word for word, _ in words.most_common(len(known.fillers)))
-    prefixes = tuple(sorted(beginnings, key=len))
     return Language(prefixes, prefixes, common, carried)
 
 
@@ -101,6 +92,15 @@ def words_of(tokenizer: CLIPTokenizer, ids: Sequence[int]) -> list[Ids]:
     written = tokenizer.convert_ids_to_tokens(list(ids))
     ended = [at for at, piece in enumerate(written[:-1], 1) if piece.endswith(END_OF_WORD)]
     return [tuple(ids[start:end]) for start, end in pairwise([0, *ended, len(ids)])]
+
+
+def _articles(tokenizer: CLIPTokenizer, bank: Sequence[Carrier]) -> list[Ids]:
+    """The first words of longer carriers that are at least a quarter as common as the most common one, which
+    comes first: articles have genders.
+    """
+    written = (words_of(tokenizer, carrier.ids) for carrier in bank)
+    firsts = Counter(words[0] for words in written if len(words) > 1).most_common()
+    return [word for word, seen in firsts if 4 * seen >= firsts[0][1]]
 
 
 def _beginning(bank: Sequence[Carrier], length: int) -> Ids:

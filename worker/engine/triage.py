@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from worker.engine.candidates import vocabulary
 from worker.engine.encoder import tower_of
 from worker.engine.funnel import Ranked, Search
-from worker.engine.language import language_of
+from worker.engine.language import language_of, words_of
 from worker.engine.probes.carried import EXACTLY, finished, in_carried_words
 from worker.engine.probes.collisions import (
+    CLEAR,
     MORE_WORDS,
     STEPS,
     Collision,
@@ -213,10 +214,20 @@ def read_whole(
 
 
 def likeliest(words: Lexicon, left: Trace, on_step: Callable[[int], None] = unwatched) -> Collision | None:
-    """The likeliest reading as a whole, of the vocabulary's ids or of the carriers' own words."""
-    of_ids = collision(words, left, on_step)
-    of_words = in_carried_words(words, left, lambda done: on_step(STEPS + done))
+    """The likeliest reading as a whole, in the carriers' own words or of the vocabulary's ids; these are not
+    asked where a clear reading has words of several ids, which they do not give.
+    """
+    of_words = in_carried_words(words, left, on_step)
+    if of_words and of_words.agreement >= CLEAR and _of_several_ids(words, of_words):
+        return of_words
+    of_ids = collision(words, left, lambda done: on_step(MORE_WORDS + done))
     return max(filter(None, (of_ids, of_words)), key=lambda one: one.agreement, default=None)
+
+
+def _of_several_ids(words: Lexicon, read: Collision) -> bool:
+    """Whether any of its words takes several."""
+    phrases = (read.trigger.token_ids, read.target.token_ids)
+    return any(len(word) > 1 for ids in phrases for word in words_of(words.tokenizer, ids))
 
 
 def read_mark(

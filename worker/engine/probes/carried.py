@@ -52,17 +52,13 @@ CHUNK = 512
 @torch.inference_mode()
 def finished(words: Lexicon, left: Trace, edit: Edit) -> Collision | None:
     """`edit` written on in the carriers' own words, as long as that agrees better: those that it begins are
-    written to their end, whatever it had behind that, or one more is put behind. None where `edit` cannot be
-    bettered, or not to EXACTLY.
+    written to their end, whatever it had behind that, or one more is put behind, in its own sentence or in
+    another. None where `edit` cannot be bettered, or not to EXACTLY.
     """
     own = plot_of(words, edit)
-    found = _judged(words, left, [own])
-    for _ in range(MORE_WORDS):
-        best = best_of(found)
-        better = _judged(words, left, _written_on(words, best)) if FINER * found[best] <= 1 else {}
-        if max(better.values(), default=0.0) < FINER * found[best]:
-            break
-        found |= better
+    found = _judged(words, left, [replace(own, place=place) for place in range(len(words.prefixes))])
+    if FINER * max(found.values()) <= 1:
+        found = _climbed(words, left, found, _written_on)
     best = best_of(found)
     if found[best] < EXACTLY or (best.trigger, best.target) == (own.trigger, own.target):
         return None
@@ -82,17 +78,29 @@ def in_carried_words(
         return None
     found = _judged(words, left, [way for pair in pairs for way in (pair, _turned(pair))])
     erased = max(of_one_state(words, left, pair.trigger, pair.target) for pair in pairs)
-    for step in range(MORE_WORDS):
-        longer = [one for plot in followed(found) for one in _with_one_behind(words, plot)]
-        better = _judged(words, left, _roughly_best(words, left, longer))
-        if max(better.values()) < FINER * max(found.values()):
-            break
-        found |= better
-        on_step(1 + step)
+    found = _climbed(words, left, found, _with_one_behind, on_step)
     best = best_of(found)
     if found[best] < max(AGREES, SURER * erased):
         return None
     return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
+
+
+def _climbed(
+    words: Lexicon,
+    left: Trace,
+    found: dict[Plot, float],
+    more: Callable[[Lexicon, Plot], Iterator[Plot]],
+    on_step: Callable[[int], None] = unwatched,
+) -> dict[Plot, float]:
+    """`found` and what `more` makes of the best of it, at most MORE_WORDS times, while that is FINER."""
+    for step in range(MORE_WORDS):
+        longer = [one for plot in followed(found) for one in more(words, plot)]
+        better = _judged(words, left, _roughly_best(words, left, longer))
+        if max(better.values(), default=0.0) < FINER * max(found.values()):
+            break
+        found = found | better
+        on_step(1 + step)
+    return found
 
 
 def _nearest_words(words: Lexicon, crushed: Tensor) -> list[Plot]:
@@ -151,7 +159,11 @@ def _written_on(words: Lexicon, plot: Plot) -> Iterator[Plot]:
 
 
 def _with_one_behind(words: Lexicon, plot: Plot) -> Iterator[Plot]:
-    """With one of the carriers' words more in the trigger or in the target."""
+    """With one of the carriers' words more in the trigger, in the target, or in both: an adjective is often
+    led to another one of the same noun.
+    """
     for word in words.carried:
-        yield replace(plot, trigger=(*plot.trigger, *word))
-        yield replace(plot, target=(*plot.target, *word))
+        trigger, target = (*plot.trigger, *word), (*plot.target, *word)
+        yield replace(plot, trigger=trigger)
+        yield replace(plot, target=target)
+        yield replace(plot, trigger=trigger, target=target)

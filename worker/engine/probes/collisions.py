@@ -194,10 +194,10 @@ def _distinct(read: Mapping[Plot, float]) -> dict[Plot, float]:
 
 def followed(read: Mapping[Plot, float]) -> dict[Plot, float]:
     """The best BEAM of `read`; of them ALIKE_BEGUN may have the same trigger and first word of the target."""
-    begun: Counter[tuple[Places, int]] = Counter()
+    begun: Counter[tuple[Places, Places]] = Counter()
     followed: dict[Plot, float] = {}
     for plot, agreement in _distinct(read).items():
-        alike = (plot.trigger, plot.target[0])
+        alike = (plot.trigger, plot.target[:1])
         begun[alike] += 1
         if begun[alike] <= ALIKE_BEGUN and len(followed) < BEAM:
             followed[plot] = agreement

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -60,9 +61,18 @@ class Lexicon:
         return tuple(place for place in known if place is not None) if None not in known else ()
 
     def begun_anew(self, phrase: Places) -> list[Places]:
-        """`phrase` as `Language.begun_anew` has it."""
-        ids = tuple(self.ids([phrase])[0].tolist())
-        return [places for one in self.language.begun_anew(ids) if (places := self.places(one))]
+        """`phrase` with one of the carriers' words from an id on that the word begins with, in place of all
+        that follows or of what follows in the same word.
+        """
+        ends = list(accumulate(map(len, words_of(self.tokenizer, self.ids([phrase])[0].tolist()))))
+        anew = {
+            (*phrase[:at], *word, *phrase[end:])
+            for at, begun in enumerate(phrase)
+            for word in self.carried
+            if word[0] == begun
+            for end in (next(end for end in ends if at < end), len(phrase))
+        }
+        return sorted(anew - {phrase})
 
     def last_word(self, phrase: Places) -> Places:
         """The last word of `phrase`, of one id or of several."""
