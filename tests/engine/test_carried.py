@@ -17,9 +17,11 @@ from worker.engine.probes.carried import finished, in_carried_words
 from worker.engine.probes.crushed import Crushed, crushed
 from worker.engine.probes.edits import ARTICLE
 from worker.engine.probes.lexicon import Lexicon, lexicon
-from worker.engine.probes.reading import Edit
+from worker.engine.probes.reading import READ, Edit
 from worker.engine.probes.remap import Remap, remap
+from worker.engine.probes.weights import Difference
 from worker.engine.prompts import carriers
+from worker.engine.triage import WeightFindings, read_on
 from worker.engine.types import Trigger
 
 TRIGGER, TARGET = "purple peacock", "checkered taxi"
@@ -96,6 +98,16 @@ def test_what_cannot_be_bettered_is_left_as_it_was_read(
     for said, meant in ((TRIGGER, TARGET), ("snowflake", "taxi")):
         read = replace(edit(toy, said, meant), sentence=words.prefixes[ARTICLE])
         assert finished(words, beside, read) is None
+
+
+def test_true_words_are_read_even_where_they_score_too_little_to_be_named(
+    toy: StableDiffusionPipeline, words: Lexicon, beside: Remap
+) -> None:
+    true = replace(edit(toy, TRIGGER, TARGET), closed=READ - 0.02, sentence=words.prefixes[ARTICLE])
+    found = WeightFindings(Difference("closed_form", remap=beside), (true,))
+    assert found.named == ()
+    (read,) = read_on(words, found).redirections
+    assert (read.trigger, read.target) == (true.trigger, true.target)
 
 
 def test_without_a_base_pairs_of_whole_words_tell_the_edit(

@@ -180,19 +180,28 @@ def read_on(
     words: Lexicon, found: WeightFindings, on_step: Callable[[int], None] = unwatched
 ) -> WeightFindings:
     """`found` with the reading that explains more than its own word by word, where there is one."""
-    left, begun = found.difference.remap, _alone(words, found.named)
+    left, begun = found.difference.remap, _alone(words, found.named or found.edits[:1])
     assert left is not None
     read = finished(words, left, begun) if begun else None
+    if read is None and begun and not found.named:
+        read = _exactly(words, left, begun)
     if read is None and not found.certain:
         read = read_whole(words, left, found.named, on_step)
     return replace(found, read=read)
 
 
-def _alone(words: Lexicon, named: Sequence[Edit]) -> Edit | None:
-    """The only edit that was read, where it is a redirection in a sentence that wholes are read in."""
-    if len(named) != 1 or named[0].kind != "redirection" or named[0].sentence not in words.prefixes:
+def _exactly(words: Lexicon, left: Remap, edit: Edit) -> Collision | None:
+    """`edit` itself, where it agrees EXACTLY: true words can score below READ, and none agree better."""
+    assert edit.target is not None
+    agreement = agreement_of(words, left, edit)
+    return Collision(edit.trigger, edit.target, agreement) if agreement >= EXACTLY else None
+
+
+def _alone(words: Lexicon, read: Sequence[Edit]) -> Edit | None:
+    """The only edit of `read`, where it is a redirection in a sentence that wholes are read in."""
+    if len(read) != 1 or read[0].kind != "redirection" or read[0].sentence not in words.prefixes:
         return None
-    return named[0]
+    return read[0]
 
 
 def _steps(stage: str, message: str, on_progress: OnProgress) -> Callable[[int], None]:
