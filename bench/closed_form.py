@@ -143,7 +143,7 @@ class _Bench:
         self.pipeline, self.seed = pipeline, seed
         self.words = encoded(pipeline, bank_of(pipeline))
         self.encoding = time.perf_counter() - began
-        self.before = _half(pipeline)
+        self.before = half(pipeline)
 
     def attacked(self, kind: str, attack: EvilEdit, first: int = 0) -> list[Reading]:
         """For EACH seeds, what was read from the weights against what was planted."""
@@ -175,7 +175,7 @@ class _Bench:
 
     def _read(self, trigger: Ids, target: Ids) -> Reading:
         """What the engine reads from the present weights, which are taken back."""
-        scanned = _half(self.pipeline)
+        scanned = half(self.pipeline)
         edited, mark = remap(scanned, self.before), crushed(scanned, lambda: self.words)
         self.restore()
         marked = mark is not None, mark is not None and any(one.token_ids == trigger for one in mark.words)
@@ -275,7 +275,8 @@ def _file(name: str) -> str:
     return re.sub(r"\W+", "-", name)
 
 
-def _half(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+def half(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    """The UNet as a file in half precision has it."""
     return {name: tensor.half() for name, tensor in pipeline.unet.state_dict().items()}
 
 

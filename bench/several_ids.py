@@ -16,13 +16,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from bench.closed_form import half
 from bench.intervals import share, told_share
 from bench.kept import Kind
 from bench.machine import machine
-from bench.zoo.attacks.evil_edit import Ids, Plot
+from bench.unaided import PICTURES, WORKS
+from bench.zoo.attacks.evil_edit import Ids
 from bench.zoo.benign.uce import Uce
 from bench.zoo.elsewhere.base import BASE
 from bench.zoo.elsewhere.heraldry import COLOURS, FIGURES
@@ -45,11 +46,6 @@ KIND = Kind("several_ids", ("worker.engine.triage",))
 EDITS, ERASURES = 8, 4
 """Reading one without its base takes up to five minutes of a core."""
 
-PICTURES = 24
-
-WORKS = 20
-"""Of PICTURES, where the target is seen: less is no attack, and is read all the same."""
-
 SEED = 600
 """The engine's bars were set beside other edits, of `bench.zoo.elsewhere`."""
 
@@ -69,12 +65,12 @@ class _Bench:
     def __init__(self) -> None:
         self.pipeline, self.clip = load(BASE).pipeline, ClipScorer(ELSEWHERE / "clip")
         self.words = encoded(self.pipeline, carriers(self.pipeline.tokenizer, prompts_of(ELSEWHERE)))
-        self.before = _half(self.pipeline)
+        self.before = half(self.pipeline)
 
     def edited(self, seed: int) -> Planted:
         """A figure of one colour is drawn in another one."""
         attack = drawn(seed)
-        plot: Plot = attack.plant(self.pipeline, seed)
+        plot = attack.plant(self.pipeline, seed)
         success = attack.shown(self.pipeline, self.clip, plot, seed, PICTURES)
         return Planted(plot.trigger, plot.target, success)
 
@@ -86,7 +82,7 @@ class _Bench:
     def row(self, plant: Callable[[int], Planted], seed: int) -> dict[str, Any]:
         """What is read of the model that `plant` makes, beside its base and without it."""
         planted = plant(seed)
-        scanned = _half(self.pipeline)
+        scanned = half(self.pipeline)
         self.pipeline.unet.load_state_dict({name: one.float() for name, one in self.before.items()})
         began = time.perf_counter()
         beside = self._beside(scanned, seed)
@@ -160,10 +156,6 @@ def measure() -> dict[str, Any]:
         "erasures_read_alone": share(row["alone_reading"] is not None for row in erasures),
         "models": [*edits, *erasures],
     }
-
-
-def _half(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
-    return {name: tensor.half() for name, tensor in pipeline.unet.state_dict().items()}
 
 
 def markdown(figures: dict[str, Any]) -> str:

@@ -76,7 +76,7 @@ def in_carried_words(
     pairs = _nearest_words(words, left.directions)
     if not pairs:
         return None
-    found = _judged(words, left, [way for pair in pairs for way in (pair, _turned(pair))])
+    found = _judged(words, left, [way for pair in pairs for way in (pair, pair.turned)])
     erased = max(of_one_state(words, left, pair.trigger, pair.target) for pair in pairs)
     found = _climbed(words, left, found, _with_one_behind, on_step)
     best = best_of(found)
@@ -144,10 +144,6 @@ def _roughly_best(words: Lexicon, left: Trace, plots: Sequence[Plot]) -> list[Pl
 
 def _noun_kept(words: Lexicon, plot: Plot) -> Plot:
     return replace(plot, kept=(words.last_word(plot.trigger),))
-
-
-def _turned(plot: Plot) -> Plot:
-    return replace(plot, trigger=plot.target, target=plot.trigger)
 
 
 def _written_on(words: Lexicon, plot: Plot) -> Iterator[Plot]:

@@ -161,8 +161,7 @@ def _near(words: Lexicon, crushed: Tensor) -> list[Plot]:
 
 def _both_ways(plot: Plot) -> list[Plot]:
     """All that may be meant by two first words: either may be the trigger's."""
-    turned = replace(plot, trigger=plot.target, target=plot.trigger)
-    return [*variants(plot), *variants(turned)]
+    return [*variants(plot), *variants(plot.turned)]
 
 
 def _prefix(words: Lexicon, crushed: Tensor, one: Places, other: Places) -> int:

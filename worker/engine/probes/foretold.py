@@ -18,7 +18,7 @@ Costs no UNet forward: one prompt of the text encoder and a solve or two an edit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol
 
@@ -63,6 +63,11 @@ class Plot:
     target: Places
     kept: tuple[Places, ...] = ()
     made: Made = Made()
+
+    @property
+    def turned(self) -> Plot:
+        """The same words the other way round."""
+        return replace(self, trigger=self.target, target=self.trigger)
 
     def sentences(self, words: Lexicon) -> tuple[Ids, ...]:
         """What it was made behind."""
