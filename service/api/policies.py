@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.audit import note
-from service.api.deps import Parts, PartsDep, Reader, Writer, find_scan
+from service.api.deps import Admin, Parts, PartsDep, Reader, find_scan
 from service.api.schemas.policies import PolicyList, PolicyResource, ScanVerdict
 from service.db import policies
 from service.db.models import PolicyVersion, Scan
@@ -35,9 +35,9 @@ Version = Annotated[int | None, Query(ge=1, lt=2**31, description="The newest if
     },
 )
 def put_policy(
-    name: Name, policy: Policy, parts: PartsDep, principal: Writer, response: Response
+    name: Name, policy: Policy, parts: PartsDep, principal: Admin, response: Response
 ) -> dict[str, Any]:
-    """Makes a new version; earlier ones stay. The same policy again makes none."""
+    """Makes a new version; earlier ones stay. The same policy again makes none. Needs the scope `admin`."""
     version, made = set_policy(parts, principal, name, policy)
     response.status_code = 201 if made else 200
     return _resource(version)

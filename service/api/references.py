@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from service import problems
 from service.api.audit import note
 from service.api.bodies import json_body, media_type, raw_file
-from service.api.deps import Parts, PartsDep, Reader, Writer
+from service.api.deps import Admin, Parts, PartsDep, Reader
 from service.api.schemas.references import (
     NewReference,
     ReferenceDetail,
@@ -84,13 +84,14 @@ async def add_reference(
     request: Request,
     response: Response,
     parts: PartsDep,
-    principal: Writer,
+    principal: Admin,
     name: Annotated[ReferenceName | None, Query(description="Of an upload")] = None,
 ) -> dict[str, Any]:
     """Send the file as the body with `?name=`, or as JSON the name and the hash of an earlier upload.
 
     The hash of every tensor is kept. Scans are compared with the reference that they share most weights with,
-    by hashes, and if it holds half of their bytes, by its weights.
+    by hashes, and if it holds half of their bytes, by its weights. Needs the scope `admin`: a checkpoint of
+    trusted weights passes without a search.
     """
     if media_type(request) == "application/json":
         reference, made = await _by_hash(request, parts, principal)
@@ -134,7 +135,7 @@ def read_reference(reference_id: ReferenceId, parts: PartsDep, principal: Reader
     summary="Forget a trusted checkpoint",
     responses=problems.responses(*ACCESS, problems.ReferenceNotFound),
 )
-def remove_reference(reference_id: ReferenceId, parts: PartsDep, principal: Writer) -> None:
+def remove_reference(reference_id: ReferenceId, parts: PartsDep, principal: Admin) -> None:
     """Reports that name it stay as they are; a waiting scan that names it fails as `reference-missing`."""
     with parts.database.transaction(principal.tenant_id) as session:
         reference = _found(references.get_reference(session, principal.tenant_id, reference_id))

@@ -20,9 +20,9 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 SCOPE_WORDS = {
     "scans:read": "read scans and reports",
-    "scans:write": "submit, cancel and delete scans, set policies",
+    "scans:write": "submit, cancel and delete scans",
     "artifacts:read": "download cleaned models",
-    "admin": "make and revoke keys, set webhooks, read the audit log",
+    "admin": "set policies, trust bases, make and revoke keys, set webhooks, read the audit log",
 }
 
 

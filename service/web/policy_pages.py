@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import PartsDep, Reader, Writer
+from service.api.deps import Admin, PartsDep, Reader
 from service.api.policies import NAME, Name, set_policy
 from service.db import policies
 from service.domain.policy import Policy
@@ -44,7 +44,7 @@ def policy_page(request: Request, parts: PartsDep, visitor: Reader, name: Name) 
 
 
 @router.post("/ui/policies", response_class=HTMLResponse)
-async def set_policy_page(request: Request, parts: PartsDep, visitor: Writer) -> Response:
+async def set_policy_page(request: Request, parts: PartsDep, visitor: Admin) -> Response:
     """Makes a version from the form and shows the policy; the form again if something in it is wrong."""
     form = {name: values[0].strip() for name, values in (await posted(request)).items()}
     name, body = form.pop("name", ""), _body(form)

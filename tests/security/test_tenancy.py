@@ -82,6 +82,21 @@ def test_scopes_are_enforced(app: FastAPI, database: Database, tenant_id: str, s
         assert response.json()["type"].endswith("/forbidden")
 
 
+def test_key_that_submits_cannot_decide_what_passes(app: FastAPI, database: Database, tenant_id: str) -> None:
+    """A pipeline holds it: else whoever takes it trusts the bad model, or asks less of it."""
+    with database.transaction() as session:
+        token = tenants.create_key(session, tenant_id, name="ci", scopes=["scans:read", "scans:write"])
+    pipeline = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+    for method, path in (
+        ("PUT", "/policies/strict"),
+        ("POST", "/ui/policies"),
+        ("POST", "/references?name=mine"),
+        ("DELETE", "/references/ref_1"),
+    ):
+        assert pipeline.request(method, path).status_code == 403, (method, path)
+    assert pipeline.get("/policies").status_code == pipeline.get("/references").status_code == 200
+
+
 def test_revoked_key_opens_nothing(
     client: TestClient, database: Database, tenant_id: str, token: str
 ) -> None:
