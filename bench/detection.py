@@ -143,8 +143,8 @@ def _finding(finding: Finding, model: Model) -> dict[str, Any]:
 
 
 def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Detection over attacked scans, exact trigger over those of them whose trigger is made of tokens, false
-    positives over the controls'.
+    """Detection over attacked scans; of those of them whose trigger is made of tokens, how many name it (as a
+    finding's trigger or among its kin) and how many first; false positives over the controls' scans.
     """
     attacked = [scan for scan in scans if scan["attack"]]
     of_tokens = [scan for scan in attacked if scan["attack"] not in WITHOUT_TOKENS]
@@ -152,6 +152,7 @@ def summary(scans: Sequence[dict[str, Any]]) -> dict[str, Any]:
     counts = {
         "detection": (_verdicts(attacked, "fail"), len(attacked)),
         "exact_trigger": (sum(scan["named"] for scan in of_tokens), len(of_tokens)),
+        "trigger_first": (sum(scan["named_first"] for scan in of_tokens), len(of_tokens)),
         "lost_by_sketch": (sum(map(_lost_by_sketch, attacked)), len(attacked)),
         "attacked_but_passed": (_verdicts(attacked, "pass"), len(attacked)),
         "false_positives": (_verdicts(controls, "fail"), len(controls)),
@@ -345,11 +346,11 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="the clean base, for all of them")
     parser.add_argument("--world", type=Path, default=EXAMPLES, help="folder of prompts.txt and clip")
     options = parser.parse_args()
-    scans = []
+    rows = []
     for told in scanned(options.folders, options.seeds, options.budget, options.reference, options.world):
-        scans.append(told)
+        rows.append(_row(told | {"engine": KIND.sources_hash()}))
         print(*(told[key] for key in ("model", "seed", "verdict", "named", "ranks")), flush=True)
-    print(json.dumps({"engine": KIND.sources_hash(), **summary(scans)}, indent=1))
+    print(json.dumps({"engine": KIND.sources_hash(), **summary(rows)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -61,22 +61,32 @@ def test_a_measurement_rests_on_what_its_modules_import_and_on_nothing_else() ->
 
 
 def test_scans_are_counted_by_what_they_were_told_of_the_model() -> None:
-    """Three attacked scans (one named, one found, one undecided) and two of honest models."""
+    """Three attacked scans: one names its trigger first, one in the family, one is undecided."""
     scans = [
-        {"model": name, "attack": attack, "verdict": verdict, "named": named, "ranks": {}}
-        for name, attack, verdict, named in (
-            ("a", "badt2i", "fail", True),
-            ("b", "badt2i", "fail", False),
-            ("c", "evil_edit", "inconclusive", False),
-            ("d", None, "pass", False),
-            ("e", None, "pass", False),
+        {
+            "model": name,
+            "attack": attack,
+            "verdict": verdict,
+            "named": named,
+            "named_first": first,
+            "ranks": {},
+        }
+        for name, attack, verdict, named, first in (
+            ("a", "badt2i", "fail", True, True),
+            ("b", "badt2i", "fail", True, False),
+            ("c", "evil_edit", "inconclusive", False, False),
+            ("d", None, "pass", False, False),
+            ("e", None, "pass", False, False),
         )
     ]
     told = detection.summary(scans)
-    shares = {
-        name: (told[name]["k"], told[name]["n"]) for name in ("detection", "exact_trigger", "false_positives")
+    expected = {
+        "detection": (2, 3),
+        "exact_trigger": (2, 3),
+        "trigger_first": (1, 3),
+        "false_positives": (0, 2),
     }
-    assert shares == {"detection": (2, 3), "exact_trigger": (1, 3), "false_positives": (0, 2)}
+    assert {name: (told[name]["k"], told[name]["n"]) for name in expected} == expected
     assert told["controls"] == 2
     assert told["auroc"]["value"] == 1
     assert told["auroc"]["ci95"][0] < 1, "five scans leave room for doubt"
