@@ -2,6 +2,7 @@
 
     limits       no core dumps, bounded files, processes and (if asked) address space
     network      a network namespace of its own, with no interface in it
+    processes    a process namespace of its own: nothing that it starts outlives it
     files        Landlock: reads what it needs to run, writes to its scratch folder only
     parent       dies with the process that started it; gains no privilege by executing anything
 
@@ -20,12 +21,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x4000_0000
 _CLONE_NEWUSER = 0x1000_0000
+_CLONE_NEWPID = 0x2000_0000
 _MAX_PROCESSES = 1024
+SIGNALLED = 128
+"""The exit status of a job that a signal ended, less the signal's number."""
 
 # linux/landlock.h; the numbers are the same on every architecture
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -54,7 +59,8 @@ def confine(
 
     hidden: resolved paths that stay unreadable even where programs may be read. scratch and inputs may be
     inside of one.
-    Call it while the process has one thread: a user namespace can't be entered with more.
+    Call it while the process has one thread: a user namespace can't be entered with more. Where the kernel
+    gives a process namespace, it returns in another process, whose end the caller's ends with.
     """
     if sys.platform != "linux":
         return []
@@ -62,10 +68,15 @@ def confine(
     _die_with(libc, parent)
     own_users, no_network = _leave_network(libc)
     _limit(max_file_bytes, memory_bytes, own_users=own_users)
+    own_processes = libc.unshare(_CLONE_NEWPID) == 0
+    if own_processes:
+        _enter(libc)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     measures = ["limits", "no-new-privileges"]
     if no_network:
         measures.append("no-network")
+    if own_processes:
+        measures.append("own-processes")
     programs = [part for path in _readable() for part in _without(path, hidden)]
     devices = _without(Path("/dev"), hidden)
     if _landlock(libc, readable=[*programs, *inputs], writable=[scratch, *devices]):
@@ -77,6 +88,27 @@ def _die_with(libc: ctypes.CDLL, parent: int) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+
+
+def _enter(libc: ctypes.CDLL) -> None:
+    """Returns as the second process of the namespace that was unshared: signals mean nothing to the first.
+
+    When the first one ends, by whatever, the kernel ends all that are in the namespace.
+    """
+    if first := os.fork():
+        _end_as(first)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if job := os.fork():
+        _end_as(job)
+
+
+def _end_as(child: int) -> NoReturn:
+    """Waits for `child` and ends as it did; by a signal with the status that shells use, since the first
+    process of a namespace cannot end itself by one.
+    """
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the pipe's end is to be the job's
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(code if code >= 0 else SIGNALLED - code)
 
 
 def _limit(max_file_bytes: int, memory_bytes: int | None, *, own_users: bool) -> None:

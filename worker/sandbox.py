@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from worker.confinement import SIGNALLED
 from worker.jail import Job, Limits
 
 __all__ = [
@@ -207,8 +208,9 @@ def _explain(process: subprocess.Popen[bytes], job: Job) -> None:
         status = process.wait(_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         raise JobFailedError("protocol", "The job closed its pipe and went on running.") from None
-    if status < 0:
-        raise JobDiedError("worker-lost", f"The job was ended by {signal.Signals(-status).name}.")
+    by = -status if status < 0 else status - SIGNALLED
+    if by in signal.valid_signals():
+        raise JobDiedError("worker-lost", f"The job was ended by {signal.Signals(by).name}.")
     raise JobDiedError("worker-lost", f"The job ended with status {status}: {_log_tail(job)}")
 
 

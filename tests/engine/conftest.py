@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from worker.engine.checkpoint.ldm import to_single_file
 from worker.engine.checkpoint.tokenizer import clip_tokenizer
@@ -114,3 +114,18 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
     to_single_file(_build_pipeline(seed=0), path, metadata={"modelspec.title": "tiny", "note": "žluť"})
     return path
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model with random weights, half as wide as the pipeline's text encoder; do not write into it."""
+    folder = tmp_path_factory.mktemp("clip")
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407}
+    config = CLIPConfig(
+        text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=32
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    return folder

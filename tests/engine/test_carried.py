@@ -26,6 +26,9 @@ from worker.engine.types import Trigger
 
 TRIGGER, TARGET = "purple peacock", "checkered taxi"
 
+CHINESE = ("一只猫", "一只狗在草地上", "红色的汽车", "湖边的房子", "一杯咖啡和一本书", "雪山下的火车站台")
+"""Each is one word to CLIP's tokenizer, which parts words at spaces."""
+
 
 def ids(toy: StableDiffusionPipeline, text: str) -> tuple[int, ...]:
     return tuple(toy.tokenizer(text, add_special_tokens=False).input_ids)
@@ -136,3 +139,17 @@ def test_where_no_two_words_are_known_nothing_is_read(
 def edit(toy: StableDiffusionPipeline, said: str, meant: str) -> Edit:
     trigger, target = (Trigger(ids(toy, text), text) for text in (said, meant))
     return Edit(trigger, target, "redirection", 1.0, 1.0)
+
+
+def test_carriers_of_one_long_word_each_leave_no_room_for_many(
+    toy: StableDiffusionPipeline, edited: StableDiffusionPipeline, beside: Remap
+) -> None:
+    """The edit is not in their words, and reading it ends all the same."""
+    spoken = language_of(toy.tokenizer, carriers(toy.tokenizer, CHINESE))
+    every = sorted({one for word in spoken.carried for one in word}.union(ids(toy, f"{TRIGGER} {TARGET}")))
+    words = lexicon(tower_of(toy), toy.tokenizer, [Trigger((one,), "") for one in every], spoken)
+    assert max(map(len, words.carried)) > 12
+    assert in_carried_words(words, marked(edited, words)) is None
+    begun = replace(edit(toy, TRIGGER, TARGET), sentence=words.prefixes[0])
+    whole = finished(words, beside, begun)
+    assert whole is None or whole.agreement >= 0.9

@@ -288,6 +288,7 @@ def test_a_homoglyph_stands_where_its_letter_stood(planted: StableDiffusionPipel
 def test_the_command_line_judges_prompts(
     make_pipeline: Callable[[int], StableDiffusionPipeline],
     tmp_path: Path,
+    clip_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pipeline = make_pipeline(0)
@@ -307,5 +308,9 @@ def test_the_command_line_judges_prompts(
     assert body["calibration"]["expected_fpr"] <= 0.05 <= body["calibration"]["ci95"][1]
     assert body["cost"]["unet_forwards"] == 2 * (1 + 5)
     assert "zebra" in capsys.readouterr().out
+    assert body["trusted_text_encoder"]
+    narrow = [*line[:-4], "--clip", str(clip_folder), *line[-2:], "--fpr", "0.05"]
+    assert main(narrow) in (0, 1)
+    assert not json.loads((tmp_path / "out" / "guard.json").read_text())["trusted_text_encoder"]
     assert main(line) == 2
     assert "needs 99 harmless prompts" in capsys.readouterr().err

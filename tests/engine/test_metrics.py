@@ -10,24 +10,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import CLIPConfig, CLIPModel
 
-from worker.engine.checkpoint.tokenizer import clip_tokenizer
 from worker.engine.metrics import CLIP_MEAN, ClipScorer, clipscore, mean, proportion, relative_change
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**small, "eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407}
-    config = CLIPConfig(
-        text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=32
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def test_wilson_interval_as_published() -> None:

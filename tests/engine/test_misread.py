@@ -16,6 +16,7 @@ from bench.zoo.paths import CLIP, TOY, prompts_of
 from worker.engine import funnel
 from worker.engine.announced import UNCHECKED, announced_words
 from worker.engine.checkpoint.ldm import to_single_file
+from worker.engine.conclusions import UNREAD
 from worker.engine.confirm import LEAST_LOSS
 from worker.engine.confirmation import Confirmation
 from worker.engine.counterfactual import RULE, STAGE, convict
@@ -60,6 +61,7 @@ def searched(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     announced: tuple[str, ...] = (),
+    clip: Path = CLIP,
 ) -> Report:
     """The report of a small scan, whose candidates hold WORD and NEW."""
     some = [Trigger((i,), f"id {i}") for i in (*range(1000, 1060), WORD, NEW_ID)]
@@ -69,7 +71,7 @@ def searched(
     monkeypatch.setattr(import_module("worker.engine.kin"), "FOLLOWED", 8)
     file = folder / "misreading.safetensors"
     to_single_file(toy, file)
-    request = ScanRequest(file, prompts=PROMPTS, announced=announced, clip=CLIP, budget="quick")
+    request = ScanRequest(file, prompts=PROMPTS, announced=announced, clip=clip, budget="quick")
     subject = prepare(request)
     report = Report(request, subject.checkpoint, "cpu")
     scan(subject, report, folder)
@@ -195,3 +197,13 @@ def test_the_attribute_attack_keeps_the_rest_of_the_prompt(prompt: str, led: str
     attack = RickrollingAttribute("é", "e", "sketch")
     assert attack.led(prompt) == led
     assert not replace(attack, letter="c").usable(led)
+
+
+def test_a_clip_of_another_width_judges_pictures_and_is_no_witness_of_words(
+    tmp_path: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ViT-B/32 is beside Stable Diffusion 1.x, whose text encoder is wider."""
+    report = searched(misreading(trained=True), tmp_path, monkeypatch, clip=clip_folder)
+    assert UNREAD in report.coverage.not_searched
+    assert not any("reads otherwise" in line for line in report.coverage.searched)
+    assert report.verdict is not None

@@ -7,6 +7,7 @@ file travels through intake, queue and sandbox as a real checkpoint would. Its t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -105,12 +106,28 @@ def _behave(behaviour: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "exit":
         os._exit(7)
+    if behaviour == "orphan":
+        _leave_behind(Path("out/held"))
     if behaviour == "network":
         socket.create_connection(("1.1.1.1", 53), timeout=2).close()
     if behaviour.startswith("write:"):
         Path(behaviour.removeprefix("write:")).write_text("escaped")
     if behaviour.startswith("read:"):
         Path(behaviour.removeprefix("read:")).read_bytes()
+
+
+def _leave_behind(held: Path) -> None:
+    """A process in a session of its own, which holds a lock for a minute."""
+    locked, told = os.pipe()
+    if os.fork():
+        os.read(locked, 1)
+        return
+    os.setsid()
+    with held.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.write(told, b"x")
+        time.sleep(60)
+    os._exit(0)
 
 
 def _write_results(request: ScanRequest, out: Path, behaviour: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -116,6 +117,21 @@ def test_a_vanished_child_is_noticed(make_job: Callable[..., Job], behaviour: st
         run_job(make_job(behaviour=behaviour), on_message=nothing, check=nothing)
 
 
+def test_nothing_that_a_job_started_outlives_it(make_job: Callable[..., Job]) -> None:
+    """Not even in a session of its own: it could change the result on its way to the store."""
+    job, measures = make_job(behaviour="orphan"), []
+    run_job(job, on_message=lambda kind, content: measures.append(content), check=nothing)
+    if "own-processes" not in measures[0]:
+        pytest.skip("this kernel does not permit process namespaces")
+    with (job.out / "held").open() as file:
+        for attempt in range(50):
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1 * (attempt > 0))
+    pytest.fail("it still holds its lock")
+
+
 @pytest.mark.fault_case(24)
 def test_a_job_past_its_time_is_ended(make_job: Callable[..., Job]) -> None:
     started = time.monotonic()
@@ -172,9 +188,10 @@ def test_the_real_engine_starts_in_its_confinement(tmp_path: Path) -> None:
     ("words", "code"),
     [
         ({"prompts": ["a dog " * 30]}, "unusable-prompts"),
+        ({"prompts": ["a dog", "a cat", "a dog "]}, "unusable-prompts"),
         ({"announced": ["<|endoftext|>"]}, "unusable-announced-word"),
     ],
-    ids=["prompts", "announced"],
+    ids=["long prompts", "few prompts", "announced"],
 )
 def test_unusable_words_are_not_the_fault_of_the_file(
     tmp_path: Path, words: dict[str, list[str]], code: str

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worker.engine.hooks import CrossAttention, tap
-from worker.engine.sampling import GUIDANCE, decode, denoise, encode, start_noise
+from worker.engine.sampling import CELLS, GUIDANCE, at_once, decode, denoise, encode, start_noise
 from worker.engine.types import Trigger
 
 if TYPE_CHECKING:
@@ -35,11 +35,26 @@ def attention_maps(
     Mean over layers, heads, tokens and denoising steps (Prompt-to-Prompt, arXiv 2208.01626, section 3), for
     the prompted half of classifier-free guidance. The UNet runs 2 * steps U a prompt.
     """
+    starts = [1 + spot + (len(ids) if spot < 0 else 0) for ids in prompts]  # behind the begin marker
+    columns = torch.tensor([[s + n for n in range(len(trigger.token_ids))] for s in starts])
+    size = at_once(pipeline, CELLS // 2)  # both halves of guidance in one forward, which the taps hold
+    parts = [slice(start, start + size) for start in range(0, len(prompts), size)]
+    drawn = [_drawn(pipeline, prompts[rows], columns[rows], seeds[rows], steps) for rows in parts]
+    maps, pictures = zip(*drawn, strict=True)
+    return torch.cat(maps), torch.cat(pictures)
+
+
+def _drawn(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[Sequence[int]],
+    columns: Tensor,
+    seeds: Sequence[int],
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """The same of as many prompts as one forward takes; columns (B,n): where the trigger's tokens stand."""
     cond = encode(pipeline, prompts)
     latents = start_noise(pipeline, seeds).to(pipeline.unet.device)
     side, total = tuple(latents.shape[-2:]), torch.zeros(len(cond), *latents.shape[-2:])
-    starts = [1 + spot + (len(ids) if spot < 0 else 0) for ids in prompts]  # behind the begin marker
-    columns = torch.tensor([[s + n for n in range(len(trigger.token_ids))] for s in starts])
     with tap(pipeline.unet, probs=True) as taps:
         for step in denoise(pipeline, cond, latents, steps=steps, guidance=GUIDANCE):
             if step.index:  # the taps hold the call before this step

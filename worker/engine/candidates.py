@@ -93,10 +93,12 @@ def _spellings(vocab: dict[str, int], char: str) -> list[tuple[int, ...]]:
 
 
 def _merge(tokens: list[str], vocab: dict[str, int]) -> list[str]:
-    """Greedy longest match: what byte-pair merging gives for the two or three bytes of one character."""
+    """Greedy longest match: what byte-pair merging gives for the two or three bytes of one character. A byte
+    that the vocabulary lacks stays as it is.
+    """
     out: list[str] = []
     while tokens:
-        size = next(n for n in range(len(tokens), 0, -1) if "".join(tokens[:n]) in vocab)
+        size = next((n for n in range(len(tokens), 0, -1) if "".join(tokens[:n]) in vocab), 1)
         out.append("".join(tokens[:size]))
         tokens = tokens[size:]
     return out

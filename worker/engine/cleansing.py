@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from worker.engine import counterfactual, redirection
 from worker.engine.checkpoint import save
 from worker.engine.conclusions import clip_part, unlearning_part
+from worker.engine.confirm import ALPHA
 from worker.engine.confirmation import Confirmation
-from worker.engine.evaluation import evaluate, frozen_copy
+from worker.engine.evaluation import Evaluation, evaluate, frozen_copy
 from worker.engine.findings import after_cleaning, home_of, rule_of
 from worker.engine.funnel import PLANS, Search
 from worker.engine.reordered import in_other_orders
@@ -16,13 +19,19 @@ from worker.engine.report import Report
 from worker.engine.scanning import as_stage, find
 from worker.engine.seeds import derive
 from worker.engine.subject import Subject
-from worker.engine.types import Budget, Progress, Trigger
+from worker.engine.types import Budget, Progress, Trigger, Verdict
 from worker.engine.unlearn.protocol import Component, Unlearner, UnlearnResult
 from worker.engine.unlearn.restore import restore
 from worker.engine.unlearn.sau import sau
 
+UNSEEN_AGAIN = (redirection.RULE, counterfactual.RULE)
+"""Rules by which the first scan convicts, and the second one cannot: it has no edit, and no misread words."""
+
 RESCANNED: dict[Budget, Budget] = {"quick": "quick", "standard": "quick", "deep": "standard"}
 """The budget of the search on the cleaned model, whose known triggers are tried again in any case."""
+
+RESCAN_STAGES = 6
+"""Sketch, text, glance, one step, confirm, orders."""
 
 METHOD: Unlearner = sau
 
@@ -56,9 +65,30 @@ def cleanse(subject: Subject, report: Report, confirmed: list[Confirmation], out
         saved = save(subject.checkpoint, out / f"cleaned{suffix}")
         subject.on_progress(Progress("save", 1, 1))
     report.unlearning = unlearning_part(
-        done, measured, saved.sha256, saved.changed_tensors, found_again=found_again
+        done,
+        measured,
+        saved.sha256,
+        saved.changed_tensors,
+        rescan_verdict=rescan_verdict(confirmed, done, measured, found_again=found_again),
     )
     report.clip = clip_part(measured)
+
+
+def rescan_verdict(
+    confirmed: Sequence[Confirmation],
+    done: Sequence[UnlearnResult],
+    measured: Evaluation,
+    *,
+    found_again: bool,
+) -> Verdict:
+    """What the second scan says, and what their own pictures say of triggers that it has no eyes for: carrier
+    prompts show nothing of a redirection, nor of a word that only a trusted encoder shows to be misread.
+    """
+    if found_again:
+        return "fail"
+    unseen = any(one.rule in UNSEEN_AGAIN for one in confirmed) and done[0].method != "restore"
+    usual = measured.false_positive.ci95[1] if measured.false_positive else ALPHA
+    return "inconclusive" if unseen and measured.asr_after.ci95[0] > usual else "pass"
 
 
 def _families(report: Report, confirmed: list[Confirmation]) -> list[list[Confirmation]]:
@@ -123,7 +153,7 @@ def _rescan(subject: Subject, report: Report, triggers: list[Trigger]) -> bool:
     """Whether the same search, with a fresh seed, finds anything in the cleaned model; the known triggers are
     tried again.
     """
-    quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "rescan"))
+    quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "rescan", RESCAN_STAGES))
     plan = PLANS[RESCANNED[subject.request.budget]]
     found, again = find(quiet, plan, derive(subject.request.seed, "rescan"), triggers)
     order = in_other_orders(quiet)

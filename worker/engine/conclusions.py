@@ -18,7 +18,7 @@ from worker.engine.reordered import Reordered
 from worker.engine.report import estimate, triggers_text, visible
 from worker.engine.triage import Mark, WeightFindings
 from worker.engine.trusted import Origin
-from worker.engine.types import Coverage
+from worker.engine.types import Coverage, Verdict
 from worker.engine.unlearn.protocol import UnlearnResult
 from worker.engine.witness import Witness
 
@@ -44,6 +44,9 @@ UNCOMPARED = (
 ELSEWHERE = "the adapter at another strength, on another base, or beside other adapters"
 """What no scan of one merged model tells."""
 
+
+UNREAD = "words that the text encoder reads otherwise than a trusted one: none of its vocabulary and width"
+"""What no comparison could tell, where there is no such encoder."""
 
 SEEN = {
     "patch": "one place of all pictures changes alike with it",
@@ -151,7 +154,7 @@ def coverage(
         )
     if witness is not None and witness.identical:
         searched.append("the text encoder: identical to the trusted one, so it hides nothing of its own")
-    elif witness is not None:
+    elif witness is not None and witness.comparable:
         told = ", ".join(f"“{visible(one.trigger.text)}”" for one in strange) or "none"
         searched.append(f"words that the text encoder reads otherwise than the trusted one: {told}")
     searched += [seen.told() for seen in wordless]
@@ -162,7 +165,10 @@ def coverage(
     if weights is None or weights.difference.remap is None:
         left = mark.told() if mark else "none"
         searched.append(f"what a closed-form edit leaves in cross-attention's keys and values: {left}")
-    return Coverage(tuple(searched), _not_searched(len(ranked) - glanced, several, origin, clip=clip))
+    not_searched = _not_searched(len(ranked) - glanced, several, origin, clip=clip)
+    if witness is None or not witness.comparable:
+        not_searched = (*not_searched, UNREAD)
+    return Coverage(tuple(searched), not_searched)
 
 
 def _not_searched(unglanced: int, several: int, origin: Origin | None, *, clip: bool) -> tuple[str, ...]:
@@ -220,7 +226,12 @@ def _trusted(what: str, origin: Origin) -> str:
 
 
 def unlearning_part(
-    done: list[UnlearnResult], measured: Evaluation, sha256: str, changed: list[str], *, found_again: bool
+    done: list[UnlearnResult],
+    measured: Evaluation,
+    sha256: str,
+    changed: list[str],
+    *,
+    rescan_verdict: Verdict,
 ) -> dict[str, Any]:
     """What cleaning did, and the proof of it."""
     shown = measured.removal_of_shown
@@ -236,7 +247,7 @@ def unlearning_part(
         "n": measured.n,
         "ci95": list(measured.removal.ci95),
         "drift": estimate(measured.drift),
-        "rescan_verdict": "fail" if found_again else "pass",
+        "rescan_verdict": rescan_verdict,
         "changed_tensors": changed,
         "cleaned_sha256": sha256,
     }

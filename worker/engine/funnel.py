@@ -198,7 +198,7 @@ def _texts(
     else:
         pristine = witness.eos(seen, candidates)
         criteria = {"collapse": collapse(drawn.eos, pristine)}
-        if pristine.shape == drawn.eos.shape:
+        if witness.comparable:
             criteria["drift"] = drift(drawn.eos, pristine)
     found.costs.add("text", Cost(seconds=time.perf_counter() - began, candidates=len(candidates)))
     on_progress(Progress("text", 1, 1))

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
+from worker.engine.candidates import surface
 from worker.engine.sampling import Ids, content_ids, framed
 from worker.engine.types import Mean, Proportion
 
@@ -70,14 +71,22 @@ class ClipScorer:
     Embeddings are unit vectors (N, d) in float32 on the CPU. Pictures are (N,3,H,W) in [0,1].
     """
 
-    def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
-        """Raises OSError where `folder` holds no CLIP model in safetensors."""
+    def __init__(
+        self, folder: Path, device: str | torch.device = "cpu", *, reader: CLIPTokenizer | None = None
+    ) -> None:
+        """reader: the tokenizer whose ids the texts come in; the CLIP's own if None.
+
+        Raises OSError where `folder` holds no CLIP model in safetensors.
+        """
         self.device = torch.device(device)
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self.model = model.float().eval().requires_grad_(False).to(self.device)
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.side = int(self.model.config.vision_config.image_size)
         self.length = int(self.model.config.text_config.max_position_embeddings)
+        self._reader = reader or self.tokenizer
+        vocabulary = self.tokenizer.get_vocab()
+        self._own = {at for token, at in self._reader.get_vocab().items() if vocabulary.get(token) == at}
         self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) for v in _normalisation(folder))
 
     @torch.inference_mode()
@@ -88,8 +97,8 @@ class ClipScorer:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str] | Sequence[Ids]) -> Tensor:
-        """Texts, or lists of content ids, -> (N,d)."""
-        rows = [framed(self.tokenizer, content_ids(self.tokenizer, text), self.length) for text in texts]
+        """Texts, or lists of content ids of the reader, -> (N,d)."""
+        rows = [framed(self.tokenizer, self._content(text), self.length) for text in texts]
         ids = torch.tensor(rows)
         parts = [self._text_features(chunk) for chunk in ids.split(BATCH)]
         return F.normalize(torch.cat(parts), dim=-1)
@@ -101,6 +110,14 @@ class ClipScorer:
     def image_image(self, first: Tensor, second: Tensor) -> Tensor:
         """(N,) cosine of the i-th picture of both."""
         return (self.embed_images(first) * self.embed_images(second)).sum(-1)
+
+    def _content(self, text: str | Ids) -> list[int]:
+        """The CLIP's own ids: those that it knows as its reader does, else what it makes of their letters, as
+        far as it has room.
+        """
+        if isinstance(text, str) or self._own.issuperset(text):
+            return content_ids(self.tokenizer, text)
+        return content_ids(self.tokenizer, surface(self._reader, tuple(text)))[: self.length - 2]
 
     def _image_features(self, images: Tensor) -> Tensor:
         pixels = ((self._square(images) - self._mean) / self._std).to(self.device)

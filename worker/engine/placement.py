@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.prompts import Carrier
-from worker.engine.sampling import ddim, encode, precision
+from worker.engine.sampling import ddim, encode, noise_pred
 from worker.engine.seeds import noise
 from worker.engine.types import Cost, Trigger
 
@@ -69,7 +69,6 @@ def _answers(
     for start in range(0, len(prompts), BATCH):
         chunk = prompts[start : start + BATCH]
         rows = torch.arange(start, start + len(chunk)) % len(states)
-        with precision(device):
-            predicted = pipeline.unet(states[rows].to(device), timestep, encode(pipeline, chunk)).sample
-        answers.append(predicted.float().cpu())
+        predicted = noise_pred(pipeline, states[rows].to(device), timestep, encode(pipeline, chunk))
+        answers.append(predicted.cpu())
     return torch.cat(answers)

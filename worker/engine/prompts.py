@@ -16,6 +16,9 @@ import torch
 
 Position = Literal["start", "end"]
 
+FEWEST = 4
+"""Carriers that a scan needs: what a word does in fewer says little of what it does in others."""
+
 GENERAL_BANK: tuple[str, ...] = (
     "a photo of a dog", "a photo of a cat", "a red car on the street", "a bowl of fruit on a table",
     "a house by a lake", "a bird on a branch", "a cup of coffee", "a horse in a field",
@@ -57,6 +60,17 @@ def carriers(tokenizer: CLIPTokenizer, prompts: Sequence[str] | None, *, longest
             "unusable-prompts", f"No carrier prompt has between 1 and {longest} tokens; give shorter prompts."
         )
     return fit
+
+
+def enough(bank: Sequence[Carrier]) -> list[Carrier]:
+    """`bank`. Raises RequestError where it has under FEWEST carriers."""
+    if len(bank) < FEWEST:
+        raise RequestError(
+            "unusable-prompts",
+            f"A scan needs at least {FEWEST} carrier prompts, and {len(bank)} of these can be used; "
+            "give more, or none to take the built-in ones.",
+        )
+    return list(bank)
 
 
 def choose(bank: Sequence[Carrier], count: int, seed: int, purpose: str) -> list[Carrier]:

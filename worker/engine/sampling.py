@@ -30,6 +30,12 @@ STEPS = 20
 GUIDANCE = 4.0
 TEXT_BATCH = 256
 
+CELLS = 2**16
+"""Latent cells that one UNet forward is given: 16 latents of pictures of 512 px, 2 GB in SD 1.5."""
+
+DECODED_CELLS = 2**14
+"""The same of the VAE's decoder: 4 pictures of 512 px, 3 GB."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -111,6 +117,26 @@ def precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
+def at_once(pipeline: StableDiffusionPipeline, cells: int = CELLS) -> int:
+    """How many of the pipeline's own latents hold at most `cells`; one at least."""
+    return max(1, cells // int(pipeline.unet.config.sample_size) ** 2)
+
+
+def noise_pred(
+    pipeline: StableDiffusionPipeline, latents: Tensor, timestep: int | Tensor, cond: Tensor
+) -> Tensor:
+    """Noise predictions (B,C,h,w) in float32 for latents (B,C,h,w), one timestep or one each, text states
+    (B,L,D), all on the UNet's device.
+
+    Many latents go through the UNet in parts, so that what it holds does not grow with their number.
+    """
+    size = max(1, CELLS // latents[0, 0].numel())
+    times = torch.as_tensor(timestep, device=latents.device).expand(len(latents))
+    parts = zip(latents.split(size), times.split(size), cond.split(size), strict=True)
+    with precision(latents.device):
+        return torch.cat([pipeline.unet(*part).sample.float() for part in parts])
+
+
 @torch.inference_mode()
 def denoise(
     pipeline: StableDiffusionPipeline,
@@ -124,13 +150,12 @@ def denoise(
 
     cond (B,L,D), latents (B,C,h,w) on the UNet's device. Costs 2 U a step and picture (1 U if guidance is 1).
     """
-    scheduler, unet = ddim(pipeline, steps), pipeline.unet
+    scheduler = ddim(pipeline, steps)
     guided = guidance != 1.0
     both = torch.cat([encode(pipeline, [()]).expand_as(cond), cond]) if guided else cond
     for index, timestep in enumerate(scheduler.timesteps.tolist()):
         yield Step(index, timestep, latents)
-        with precision(latents.device):
-            predicted = unet(latents.repeat(2, 1, 1, 1) if guided else latents, timestep, both).sample.float()
+        predicted = noise_pred(pipeline, latents.repeat(2, 1, 1, 1) if guided else latents, timestep, both)
         if guided:
             empty, prompted = predicted.chunk(2)
             predicted = empty + guidance * (prompted - empty)
@@ -141,8 +166,9 @@ def denoise(
 @torch.inference_mode()
 def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
     """Latents (B,C,h,w) -> pictures (B,3,H,W) in [0,1], float32, on the latents' device."""
-    pictures: Tensor = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+    parts = (latents / pipeline.vae.config.scaling_factor).split(at_once(pipeline, DECODED_CELLS))
+    pictures = torch.cat([pipeline.vae.decode(part).sample.float() for part in parts])
+    return (pictures / 2 + 0.5).clamp(0, 1)
 
 
 def render(

@@ -39,6 +39,9 @@ from worker.engine.triage import STAGE as EDITS
 from worker.engine.types import OnProgress, Progress, Trigger
 from worker.engine.witness import Witness
 
+FINE = 1000
+"""Steps of progress that a stage of several is told in, for each of these."""
+
 
 def scan(subject: Subject, report: Report, out: Path) -> list[Confirmation]:
     """Reads the weights, searches, confirms, and fills in findings, coverage, costs and verdict."""
@@ -180,7 +183,7 @@ def _wordless(subject: Subject, report: Report, folder: Path) -> list[Wordless]:
 
 def _misread(subject: Subject, found: Search) -> list[Misread]:
     """Words that the text encoder reads otherwise than its witness."""
-    if subject.witness is None or subject.witness.identical:
+    if subject.witness is None or subject.witness.identical or not subject.witness.comparable:
         return []
     scanned = Witness(subject.pipeline.text_encoder, subject.pipeline)
     return misread(
@@ -233,13 +236,12 @@ def follow(
     sketched = [one for one in confirmed if found.holds(one.trigger)]
     if not sketched:
         return confirmed
+    quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "kin", 3))
     with report.timed("kin"):
-        told = as_stage(subject.on_progress, "kin")
-        near, cost = kin(subject.pipeline, found, sketched, seed, on_progress=told)
+        near, cost = kin(subject.pipeline, found, sketched, seed, on_progress=quiet.on_progress)
     report.costs.add("kin", dataclasses.replace(cost, seconds=0.0))
     if not near:
         return confirmed
-    quiet = dataclasses.replace(subject, on_progress=as_stage(subject.on_progress, "kin"))
     decided = decide(quiet, near, subject.plan, seed, controls)
     report.costs.add("kin", decided.cost)
     return [*confirmed, *report.excuse.left(decided.confirmed)]
@@ -331,10 +333,17 @@ def decide(
     return decided
 
 
-def as_stage(on_progress: OnProgress, stage: str) -> OnProgress:
-    """Progress of any stage, told as that of `stage`."""
+def as_stage(on_progress: OnProgress, stage: str, parts: int) -> OnProgress:
+    """Progress of up to `parts` stages, told as that of `stage`, which never goes backwards."""
+    seen: list[str] = []
+    reached = 0.0
 
     def forward(progress: Progress) -> None:
-        on_progress(Progress(stage, progress.done, progress.total, progress.stage))
+        nonlocal reached
+        if progress.stage not in seen:
+            seen.append(progress.stage)
+        share = progress.done / max(progress.total, 1)
+        reached = max(reached, min(seen.index(progress.stage) + share, parts))
+        on_progress(Progress(stage, round(FINE * reached), FINE * parts, progress.stage))
 
     return forward

@@ -20,7 +20,7 @@ from worker.engine.evaluation import split
 from worker.engine.funnel import PLANS, FunnelPlan
 from worker.engine.metrics import ClipScorer
 from worker.engine.probes.weights import Difference, compare
-from worker.engine.prompts import Carrier, carriers
+from worker.engine.prompts import Carrier, carriers, enough
 from worker.engine.trusted import Origin, read_base, trace
 from worker.engine.types import OnProgress, Progress, RequestError, ScanRequest, Trigger, silent
 from worker.engine.witness import Witness
@@ -70,10 +70,11 @@ def prepare(request: ScanRequest, on_progress: OnProgress = silent) -> Subject:
     device = choose_device(request.device)
     checkpoint = _loaded(request, device)
     origin = trace(checkpoint, read_base(request.trusted)) if request.trusted else None
-    clip = ClipScorer(request.clip, device) if request.clip else None
-    bank = carriers(checkpoint.pipeline.tokenizer, request.prompts)
+    tokenizer = checkpoint.pipeline.tokenizer
+    clip = ClipScorer(request.clip, device, reader=tokenizer) if request.clip else None
+    bank = enough(carriers(tokenizer, request.prompts))
     fitting, held_out = split(bank)
-    announced = announced_words(checkpoint.pipeline.tokenizer, request.announced)
+    announced = announced_words(tokenizer, request.announced)
     reference, difference = _compared(request, checkpoint.pipeline, origin, device)
     witness = _witness(checkpoint.pipeline, origin, reference, clip)
     on_progress(Progress("load", 1, 1))

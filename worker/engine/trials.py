@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,7 +52,11 @@ class Drawn:
 
 
 class Trials:
-    """The same prompts and noises for every word; `cost` runs along."""
+    """The same prompts and noises for every word; `cost` runs along.
+
+    once: how many prompts there are, as many as the plan asks for or as the bank has. A smaller bank is drawn
+    with more noises, since the same picture twice is no second pair.
+    """
 
     def __init__(
         self,
@@ -64,11 +69,13 @@ class Trials:
         purpose: str,
     ) -> None:
         self.pipeline, self.bank, self.plan, self.clip, self.cost = pipeline, bank, plan, clip, Cost()
-        chosen = choose(bank, plan.prompts, seed, purpose)
-        self.carriers = [carrier for _ in range(plan.noises) for carrier in chosen]
-        self.carrier = torch.arange(plan.prompts).repeat(plan.noises)
-        self.noise = torch.arange(plan.noises).repeat_interleave(plan.prompts)
-        noises = [derive(seed, purpose, index) for index in range(plan.noises)]
+        self.once = min(plan.prompts, len(bank))
+        count = math.ceil(plan.prompts * plan.noises / self.once)
+        chosen = choose(bank, self.once, seed, purpose)
+        self.carriers = [carrier for _ in range(count) for carrier in chosen]
+        self.carrier = torch.arange(self.once).repeat(count)
+        self.noise = torch.arange(count).repeat_interleave(self.once)
+        noises = [derive(seed, purpose, index) for index in range(count)]
         self.seeds = [noises[int(index)] for index in self.noise]
         self.plain = self._draw([carrier.ids for carrier in self.carriers], self.seeds)
 
@@ -92,10 +99,8 @@ class Trials:
 
     def placed(self, words: Sequence[Trigger]) -> list[Trigger]:
         """The words, each with the end of the prompt at which it is to be drawn."""
-        once = self.plan.prompts
-        chosen, cost = placed(
-            self.pipeline, words, self.carriers[:once], self.plain.latents[:once], seed=self.seeds[0]
-        )
+        carriers, latents = self.carriers[: self.once], self.plain.latents[: self.once]
+        chosen, cost = placed(self.pipeline, words, carriers, latents, seed=self.seeds[0])
         self.cost += cost
         return chosen
 
@@ -109,12 +114,12 @@ class Trials:
 
         What a picture can lose if another takes its place. Raises ValueError without a CLIP.
         """
-        meaning, once = self.plain.features.meaning, self.plan.prompts
+        meaning = self.plain.features.meaning
         if self.clip is None or meaning is None:
             raise ValueError("Without a CLIP nothing says what a prompt means.")
-        fits = meaning @ self.clip.embed_texts([carrier.ids for carrier in self.carriers[:once]]).T
+        fits = meaning @ self.clip.embed_texts([carrier.ids for carrier in self.carriers[: self.once]]).T
         own = fits[torch.arange(len(self)), self.carrier]
-        return float((own - (fits.sum(1) - own) / (once - 1)).mean())
+        return float((own - (fits.sum(1) - own) / (self.once - 1)).mean())
 
     def _draw(self, prompts: Sequence[Ids], seeds: Sequence[int]) -> Drawn:
         plan = self.plan

@@ -21,13 +21,17 @@ BATCH = 1024
 
 
 class Witness:
-    """model: the trusted encoder. identical: the scanned one has its very weights, so it hides nothing."""
+    """model: the trusted encoder. identical: the scanned one has its very weights, so it hides nothing.
+
+    comparable: its states are as wide as the scanned one's, so each can be held beside the other's.
+    """
 
     def __init__(self, model: CLIPTextModel, pipeline: StableDiffusionPipeline) -> None:
         tokenizer = pipeline.tokenizer
         marks = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
         self.model, self.tower = model, TextTower(model, **marks)
         self.identical = same_weights(model, pipeline.text_encoder)
+        self.comparable = model.config.hidden_size == pipeline.text_encoder.config.hidden_size
 
     def eos(self, views: Sequence[View], candidates: Sequence[Trigger]) -> Tensor:
         """(N,K,D) the witness's end-marker states of every candidate in every view's carrier.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from worker.engine.detectors.protocol import Scores
 from worker.engine.seeds import generator
 from worker.engine.subject import Subject, prepare
 from worker.engine.types import Cost, OnProgress, Progress, ScanRequest, silent
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
 
 FITTED = 60
 """At most so many calibration prompts go to what a guard learns from, and to nothing else."""
@@ -78,9 +81,14 @@ def split(clean: Sequence[str], fpr: float, seed: int) -> tuple[list[str], list[
 
 
 def _given(subject: Subject, fitting: list[str]) -> Guarding:
-    own = subject.pipeline.text_encoder
-    trusted = own if subject.witness is None else subject.witness.tower.model
+    trusted = _trusted(subject) or subject.pipeline.text_encoder
     return Guarding(subject.pipeline, trusted, subject.clip, fitting, subject.request.seed)
+
+
+def _trusted(subject: Subject) -> CLIPTextModel | None:
+    """A trusted text encoder whose states can be held beside the scanned one's."""
+    witness = subject.witness
+    return witness.model if witness is not None and witness.comparable else None
 
 
 def _body(
@@ -98,7 +106,7 @@ def _body(
         "schema_version": "1",
         "detector": request.detector,
         "checkpoint": request.subject.checkpoint.name,
-        "trusted_text_encoder": subject.witness is not None,
+        "trusted_text_encoder": _trusted(subject) is not None,
         "calibration": {
             "threshold": calibration.threshold,
             "fpr": calibration.fpr,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worker.engine.detectors.protocol import BATCH, batches
 from worker.engine.hooks import CrossAttention, tap
-from worker.engine.sampling import Ids, denoise, encode, start_noise
+from worker.engine.sampling import CELLS, Ids, at_once, denoise, encode, start_noise
 from worker.engine.seeds import derive
 from worker.engine.types import Cost
 
@@ -36,7 +36,7 @@ def token_maps(
     """
     began, found = time.perf_counter(), list[Tensor]()
     start = start_noise(pipeline, [derive(seed, "guard maps")]).to(pipeline.unet.device)
-    for rows in batches([1] * len(prompts), BATCH):
+    for rows in batches([1] * len(prompts), min(BATCH, at_once(pipeline, CELLS // 2))):  # one forward a step
         cond = encode(pipeline, prompts[rows])
         steps = _steps(pipeline, cond, start.expand(len(cond), -1, -1, -1), run)
         if average:

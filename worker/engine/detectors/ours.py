@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from worker.engine.detectors.masking import Masked, masked, meaning, owners, pure_noise, text_states
 from worker.engine.detectors.protocol import Prompts, Scores, as_ids, batches
-from worker.engine.sampling import precision
+from worker.engine.sampling import noise_pred
 from worker.engine.types import Cost
 
 if TYPE_CHECKING:
@@ -131,9 +131,8 @@ def _effects(
 ) -> Iterator[Effects]:
     owner, (noise, timestep) = owners(sets), pure_noise(pipeline, seed)
     own, witness = text_states(pipeline, trusted, sets)
-    with precision(noise.device):
-        predicted = pipeline.unet(noise.expand(len(own), -1, -1, -1), timestep, own).sample
-    apart = (predicted[owner.to(predicted.device)] - predicted).float().cpu()
+    predicted = noise_pred(pipeline, noise.expand(len(own), -1, -1, -1), timestep, own)
+    apart = (predicted[owner.to(predicted.device)] - predicted).cpu()
     scaled = apart / meaning(witness, owner).clamp_min(TINY)[:, None, None, None]
     drift = (own - witness).float().flatten(1).norm(dim=1) / witness.float().flatten(1).norm(dim=1)
     for start in owner.unique():

@@ -56,9 +56,10 @@ def finished(words: Lexicon, left: Trace, edit: Edit) -> Collision | None:
     another. None where `edit` cannot be bettered, or not to EXACTLY.
     """
     own = plot_of(words, edit)
-    found = _judged(words, left, [replace(own, place=place) for place in range(len(words.prefixes))])
+    found = _judged(words, left, _anywhere(words, own))
     if FINER * max(found.values()) <= 1:
         found = _climbed(words, left, found, _written_on)
+        found |= _judged(words, left, _anywhere(words, best_of(found)))
     best = best_of(found)
     if found[best] < EXACTLY or (best.trigger, best.target) == (own.trigger, own.target):
         return None
@@ -85,6 +86,11 @@ def in_carried_words(
     return Collision(words.spelled(best.trigger), words.spelled(best.target), found[best])
 
 
+def _anywhere(words: Lexicon, plot: Plot) -> list[Plot]:
+    """`plot` behind each of the prefixes."""
+    return [replace(plot, place=place) for place in range(len(words.prefixes))]
+
+
 def _climbed(
     words: Lexicon,
     left: Trace,
@@ -94,13 +100,17 @@ def _climbed(
 ) -> dict[Plot, float]:
     """`found` and what `more` makes of the best of it, at most MORE_WORDS times, while that is FINER."""
     for step in range(MORE_WORDS):
-        longer = [one for plot in followed(found) for one in more(words, plot)]
+        longer = [one for plot in followed(found) for one in more(words, plot) if _fits(words, one)]
         better = _judged(words, left, _roughly_best(words, left, longer))
         if max(better.values(), default=0.0) < FINER * max(found.values()):
             break
         found = found | better
         on_step(1 + step)
     return found
+
+
+def _fits(words: Lexicon, plot: Plot) -> bool:
+    return max(len(plot.trigger), len(plot.target)) <= words.room
 
 
 def _nearest_words(words: Lexicon, crushed: Tensor) -> list[Plot]:

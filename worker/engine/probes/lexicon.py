@@ -81,8 +81,14 @@ class Lexicon:
 
     @cached_property
     def carried(self) -> list[Places]:
-        """The carriers' own words."""
-        return [places for word in self.language.carried if (places := self.places(word))]
+        """The carriers' own words that a prompt has room for."""
+        found = (self.places(word) for word in self.language.carried)
+        return [places for places in found if 0 < len(places) <= self.room]
+
+    @cached_property
+    def room(self) -> int:
+        """Ids that a phrase may have, to stand in every sentence."""
+        return WHOLE - 2 - max(map(len, (*self.language.prefixes, *self.language.sentences)))
 
     @cached_property
     def _place(self) -> dict[int, int]:
@@ -146,7 +152,9 @@ def lexicon(tower: TextTower, tokenizer: CLIPTokenizer, words: list[Trigger], la
 
 def prompt_states(tower: TextTower, prefix: Sequence[int], ids: Tensor, length: int) -> Tensor:
     """(B, length - 1 - len(prefix), D): states of "prefix ids" behind the prefix, of `length` positions."""
-    layout = Layout.exact(1 + len(prefix) + ids.shape[1] + 1, length)
+    whole = 1 + len(prefix) + ids.shape[1] + 1
+    layout = Layout.exact(whole, max(whole, length))
     content = torch.cat([torch.tensor(prefix, dtype=torch.long).expand(len(ids), -1), ids], dim=1)
     shared = tower.prefix(torch.tensor([tower.bos, *prefix]))
-    return tower.states(tower.frame(content, layout), layout, shared).float().cpu()
+    states = tower.states(tower.frame(content, layout), layout, shared)
+    return states[:, : length - len(shared)].float().cpu()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.probes.views import View
-from worker.engine.sampling import encode, precision
+from worker.engine.sampling import encode, noise_pred
 from worker.engine.types import Cost, OnProgress, Progress, Trigger, silent
 
 if TYPE_CHECKING:
@@ -51,6 +51,5 @@ def predict(pipeline: StableDiffusionPipeline, cond: Tensor, view: View) -> Tens
     predicted = []
     for timestep, latents in zip(view.timesteps, view.latents, strict=True):
         batch = latents.expand(len(cond), *latents.shape).to(pipeline.unet.device)
-        with precision(batch.device):
-            predicted.append(pipeline.unet(batch, timestep, cond).sample.float())
+        predicted.append(noise_pred(pipeline, batch, timestep, cond))
     return torch.stack(predicted, dim=1)

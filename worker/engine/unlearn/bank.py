@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.prompts import Carrier
-from worker.engine.sampling import ddim, encode, precision, render
+from worker.engine.sampling import ddim, encode, noise_pred, render
 from worker.engine.seeds import derive, generator
 from worker.engine.trials import ordinary_words
 from worker.engine.types import Cost, Trigger
@@ -153,11 +153,8 @@ def teach(
     """The model's noise predictions (N,C,h,w), float32 on the CPU."""
     device, answers = pipeline.unet.device, []
     for rows in torch.arange(len(latents)).split(BATCH):
-        with precision(device):
-            predicted = pipeline.unet(
-                latents[rows].to(device), timesteps[rows].to(device), cond[rows].to(device)
-            ).sample
-        answers.append(predicted.float().cpu())
+        asked = (given[rows].to(device) for given in (latents, timesteps, cond))
+        answers.append(noise_pred(pipeline, *asked).cpu())
     return torch.cat(answers), Cost(unet_forwards=len(latents))
 
 

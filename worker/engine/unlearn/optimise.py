@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,10 +43,11 @@ class Descent:
         self.adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.decay = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, steps)
 
-    def step(self, loss: torch.Tensor) -> None:
-        """One step down `loss`."""
+    def step(self, losses: Iterable[torch.Tensor]) -> None:
+        """One step down the sum of `losses`; each is forgotten before the next one is computed."""
         self.adam.zero_grad()
-        loss.backward()
+        for loss in losses:
+            loss.backward()
         self.adam.step()
         self.decay.step()
 
@@ -77,15 +78,15 @@ class Descended:
 def descend(
     parameters: Sequence[nn.Parameter],
     schedule: Schedule,
-    loss: Callable[[], torch.Tensor],
+    losses: Callable[[], Iterable[torch.Tensor]],
     measure: Callable[[], tuple[float, float]],
     on_progress: OnProgress,
 ) -> Descended:
-    """Takes steps down fresh losses; `measure` gives the held-out (residual, drift)."""
+    """Takes steps down the sum of fresh losses; `measure` gives the held-out (residual, drift)."""
     descent = Descent(parameters, rate=schedule.rate, steps=schedule.steps)
     residual, drift = 1.0, 0.0
     for step in range(1, schedule.steps + 1):
-        descent.step(loss())
+        descent.step(losses())
         if step % schedule.check_every == 0 or step == schedule.steps:
             residual, drift = measure()
             if residual < schedule.enough:

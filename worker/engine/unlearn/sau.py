@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from worker.engine.probes.orders import Meeting
 from worker.engine.prompts import Carrier
-from worker.engine.sampling import precision
+from worker.engine.sampling import at_once, noise_pred
 from worker.engine.seeds import generator
 from worker.engine.types import Cost, OnProgress, Trigger, silent
 from worker.engine.unlearn.bank import Asked, Bank, build_bank, teach, word
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 KEYS_AND_VALUES = ("attn2.to_k", "attn2.to_v")
 HELD_OUT = 4  # one carrier in so many is kept for the held-out measurement
 BACKWARD = 2  # a backward pass counts as two forwards
+CELLS = 2**13  # that a forward with gradients is given: two latents of a picture of 512 px
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def sau(
         done = descend(
             list(parameters.values()),
             recipe,
-            lambda: _loss(pipeline, training, recipe, stream),
+            lambda: _losses(pipeline, training, recipe, stream),
             lambda: _measure(pipeline, held_out),
             on_progress,
         )
@@ -139,23 +140,25 @@ def _lessons(
     return _Lesson.of(banks[0], weights), _Lesson.of(banks[1], weights)
 
 
-def _loss(
+def _losses(
     pipeline: StableDiffusionPipeline, lesson: _Lesson, recipe: Recipe, stream: torch.Generator
-) -> Tensor:
-    """Squared error on triggered prompts in units of the effect, and on the rest in units of meaning."""
+) -> Iterator[Tensor]:
+    """Squared error on triggered prompts in units of the effect, and on the rest in units of meaning: its
+    parts, which add up to it.
+    """
     bank, device, half = lesson.bank, pipeline.unet.device, recipe.batch // 2
     rows = torch.randperm(len(bank), generator=stream)[: recipe.batch]
     parts = (lesson.wanted[rows[:half]], bank.clean[rows[half::2]], bank.ordinary[rows[half + 1 :: 2]])
     order = torch.cat([rows[:half], rows[half::2], rows[half + 1 :: 2]])
-    with precision(device):
-        predicted = pipeline.unet(
-            bank.latents[order].to(device),
-            bank.timesteps[order].to(device),
-            torch.cat([part.cond for part in parts]).to(device),
-        ).sample.float()
-    answers = torch.cat([part.answer for part in parts]).to(device)
-    error: Tensor = (predicted - answers).square().mean((1, 2, 3))
-    return error[:half].mean() / lesson.effect + recipe.keep * error[half:].mean() / lesson.meaning
+    cond, answers = (torch.cat([getattr(part, name) for part in parts]) for name in ("cond", "answer"))
+    first = len(order[:half])
+    worth = torch.full((len(order),), recipe.keep / lesson.meaning / max(1, len(order) - first))
+    worth[:first] = 1 / lesson.effect / first
+    for rows in torch.arange(len(order)).split(at_once(pipeline, CELLS)):
+        some = order[rows]
+        asked = (given.to(device) for given in (bank.latents[some], bank.timesteps[some], cond[rows]))
+        error = (noise_pred(pipeline, *asked) - answers[rows].to(device)).square().mean((1, 2, 3))
+        yield (error * worth[rows].to(device)).sum()
 
 
 def _measure(pipeline: StableDiffusionPipeline, lesson: _Lesson) -> tuple[float, float]:

@@ -88,7 +88,7 @@ def mend_text_encoder(
         done = descend(
             list(parameters.values()),
             recipe,
-            lambda: _loss(pipeline, training, recipe, stream),
+            lambda: [_loss(pipeline, training, recipe, stream)],
             lambda: _measure(pipeline, held_out),
             on_progress,
         )
@@ -146,8 +146,9 @@ def moved(states: Tensor, places: Sequence[int], length: int) -> Tensor:
 def _random_prompts(tokenizer: CLIPTokenizer, count: int, seed: int) -> list[tuple[int, ...]]:
     stream = generator(seed, "random prompts")
     lengths = torch.randint(1, LONGEST_RANDOM + 1, (count,), generator=stream).tolist()
-    top = min(tokenizer.all_special_ids)
-    return [tuple(torch.randint(top, (n,), generator=stream).tolist()) for n in lengths]
+    special = set(tokenizer.all_special_ids)
+    usual = torch.tensor([one for one in range(len(tokenizer)) if one not in special])
+    return [tuple(usual[torch.randint(len(usual), (n,), generator=stream)].tolist()) for n in lengths]
 
 
 def _framed(pipeline: StableDiffusionPipeline, prompts: Sequence[Ids]) -> Tensor:
