@@ -28,9 +28,12 @@ from service.api import (
     webhooks,
 )
 from service.api.deps import Parts
+from service.api.schemas.keys import NewKeyBody
 from service.api.schemas.references import NewReference
 from service.api.schemas.submissions import MultipartSubmission, SubmissionBody
+from service.api.schemas.webhooks import NewWebhookBody
 from service.db.session import Database
+from service.domain.policy import Policy
 from service.problems import ProblemDocument
 from service.settings import Settings, get_settings
 from service.storage.blobs import open_blobs
@@ -77,6 +80,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+TOLD_BY_HAND = (
+    ProblemDocument,
+    SubmissionBody,
+    MultipartSubmission,
+    NewReference,
+    NewKeyBody,
+    NewWebhookBody,
+    Policy,
+)
+"""Models that only hand-written parts of the schema refer to."""
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts: Parts = app.state.parts
@@ -86,13 +101,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The schema, with the models that only hand-written parts of it refer to."""
+    """The schema, with TOLD_BY_HAND."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         models = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (ProblemDocument, SubmissionBody, MultipartSubmission, NewReference):
+        for model in TOLD_BY_HAND:
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             models |= definition.pop("$defs", {})
             models[model.__name__] = definition

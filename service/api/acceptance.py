@@ -172,7 +172,8 @@ def _wanted(session: Session, parts: Parts, wish: Wish, **file: Any) -> Submissi
     """What is asked for, of no file yet. file: by what the request names it, under one key."""
     witness = str(parts.settings.clip_path) if parts.settings.clip_path else None
     config = config_hash(wish.options, witness, _references(session, wish))
-    identity = canonical({**file, "config": config, "force": wish.fields.force})
+    sent = wish.options.model_dump(mode="json", exclude_defaults=True)  # not what the server has meanwhile
+    identity = canonical({**file, "options": sent, "force": wish.fields.force})
     return Submission(
         tenant_id=wish.principal.tenant_id,
         blob_sha256=None,

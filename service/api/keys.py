@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 
 from service import problems
 from service.api.audit import note
+from service.api.bodies import json_of, told
 from service.api.deps import Admin, Parts, PartsDep
 from service.api.schemas.keys import KeyList, NewKey, NewKeyBody
 from service.db import tenants
@@ -23,9 +24,12 @@ router = APIRouter(tags=["operations"])
     response_model=NewKey,
     status_code=201,
     summary="Make a key",
-    responses=problems.responses(*ACCESS),
+    openapi_extra=told(NewKeyBody),
+    responses=problems.responses(*ACCESS, problems.InvalidRequest, problems.UploadTooLarge),
 )
-def make_key(body: NewKeyBody, parts: PartsDep, principal: Admin) -> dict[str, Any]:
+def make_key(
+    parts: PartsDep, principal: Admin, body: Annotated[NewKeyBody, json_of(NewKeyBody)]
+) -> dict[str, Any]:
     """The answer holds the token; only its hash is kept, so it is shown this once."""
     key, token = issue(parts, principal, body)
     return _resource(key) | {"token": token}

@@ -12,6 +12,9 @@ from service.storage.intake import Upload
 
 MAX_FIELD_BYTES = 256 * 1024
 
+MAX_VALUES = 256
+"""Of one field: more than any may have, and few enough to be told so by its own check."""
+
 
 class _FileTarget(BaseTarget):  # type: ignore[misc]  # the library is not annotated
     """Keeps what the parser found in the present chunk, until the reader takes it."""
@@ -38,13 +41,17 @@ class _FieldTarget(BaseTarget):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.values: list[bytearray] = []
+        self._bytes = 0
 
     def on_start(self) -> None:
+        if len(self.values) == MAX_VALUES:
+            raise MalformedMultipart(f"A field comes more than {MAX_VALUES} times.")
         self.values.append(bytearray())
 
     def on_data_received(self, chunk: bytes) -> None:
         self.values[-1] += chunk
-        if sum(map(len, self.values)) > MAX_FIELD_BYTES:
+        self._bytes += len(chunk)
+        if self._bytes > MAX_FIELD_BYTES:
             raise MalformedMultipart(f"A field holds more than {MAX_FIELD_BYTES} bytes.")
 
 

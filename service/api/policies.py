@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.audit import note
+from service.api.bodies import json_of, told
 from service.api.deps import Admin, Parts, PartsDep, Reader, find_scan
 from service.api.schemas.policies import PolicyList, PolicyResource, ScanVerdict
 from service.db import policies
@@ -29,13 +30,18 @@ Version = Annotated[int | None, Query(ge=1, lt=2**31, description="The newest if
     "/policies/{name}",
     response_model=PolicyResource,
     summary="Set a policy",
+    openapi_extra=told(Policy),
     responses={
         201: {"model": PolicyResource, "description": "A new version"},
-        **problems.responses(*ACCESS),
+        **problems.responses(*ACCESS, problems.InvalidRequest, problems.UploadTooLarge),
     },
 )
 def put_policy(
-    name: Name, policy: Policy, parts: PartsDep, principal: Admin, response: Response
+    name: Name,
+    parts: PartsDep,
+    principal: Admin,
+    response: Response,
+    policy: Annotated[Policy, json_of(Policy)],
 ) -> dict[str, Any]:
     """Makes a new version; earlier ones stay. The same policy again makes none. Needs the scope `admin`."""
     version, made = set_policy(parts, principal, name, policy)

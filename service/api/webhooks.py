@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import problems
 from service.api.audit import note
+from service.api.bodies import json_of, told
 from service.api.deps import Admin, Parts, PartsDep
 from service.api.schemas.webhooks import (
     DeliveryPage,
@@ -39,11 +40,19 @@ _ONE = (*ACCESS, problems.WebhookNotFound)
     response_model=NewWebhook,
     status_code=201,
     summary="Add a webhook",
+    openapi_extra=told(NewWebhookBody),
     responses=problems.responses(
-        *ACCESS, problems.DestinationRefused, problems.DestinationUnresolved, problems.QuotaExceeded
+        *ACCESS,
+        problems.InvalidRequest,
+        problems.UploadTooLarge,
+        problems.DestinationRefused,
+        problems.DestinationUnresolved,
+        problems.QuotaExceeded,
     ),
 )
-async def add_webhook(body: NewWebhookBody, parts: PartsDep, principal: Admin) -> dict[str, Any]:
+async def add_webhook(
+    parts: PartsDep, principal: Admin, body: Annotated[NewWebhookBody, json_of(NewWebhookBody)]
+) -> dict[str, Any]:
     """The answer holds the secret that signs the messages; it is shown this once."""
     await parts.egress.admit(body.url)
     webhook = await run_in_threadpool(_create, parts, principal, body)

@@ -128,7 +128,13 @@ def record_progress(
 
 
 def release(session: Session, scan_id: str, attempt: int) -> bool:
-    """Give a claimed scan back unfinished (the worker is shutting down), at no cost to its attempts."""
+    """Give a claimed scan back unfinished (the worker is shutting down), at no cost to its attempts.
+
+    A scan that its owner asked to stop meanwhile is cancelled: nobody would claim it.
+    """
+    asked = select(Scan.cancel_requested).where(held(scan_id, attempt)).with_for_update()
+    if session.scalars(asked).one_or_none():
+        return finish_cancel(session, scan_id, attempt)
     if not _leave(session, scan_id, attempt, State.QUEUED, queued_at=func.now()):
         return False
     announce(session, scan_id)

@@ -252,7 +252,7 @@ def settle(session: Session, claimed: Claimed, outcome: Outcome, *, first_retry_
     False, writing nothing, if the message was claimed again or removed meanwhile.
     """
     if outcome.status == _GONE:
-        _disable(session, claimed.webhook_id)
+        _disable(session, claimed)
     delivery = _held(session, claimed)
     if delivery is None:
         return False
@@ -290,12 +290,21 @@ def _advance(delivery: WebhookDelivery, outcome: Outcome, now: datetime, first_r
         delivery.due_at = now + timedelta(seconds=retry_seconds(delivery.failures, first_retry_seconds))
 
 
-def _disable(session: Session, webhook_id: str) -> None:
-    """The receiver says that it is gone: nothing more is queued for it."""
+def _disable(session: Session, claimed: Claimed) -> None:
+    """The receiver says that it is gone: nothing more is queued for it, and what else waits is not sent."""
     session.execute(
         update(Webhook)
-        .where(Webhook.id == webhook_id, Webhook.disabled_at.is_(None))
+        .where(Webhook.id == claimed.webhook_id, Webhook.disabled_at.is_(None))
         .values(disabled_at=func.now())
+    )
+    session.execute(
+        update(WebhookDelivery)
+        .where(
+            WebhookDelivery.webhook_id == claimed.webhook_id,
+            WebhookDelivery.id != claimed.delivery_id,
+            WebhookDelivery.state == "pending",
+        )
+        .values(state="failed", finished_at=func.now())
     )
 
 

@@ -57,15 +57,19 @@ def _directory(file: BinaryIO, file_size: int) -> tuple[int, int]:
     count, size = struct.unpack_from("<HL", tail, end + 10)
     if tail[end - 20 : end - 16] != _END64_LOCATOR:
         return count, size
-    file.seek(struct.unpack_from("<Q", tail, end - 12)[0])
+    place = struct.unpack_from("<Q", tail, end - 12)[0]
+    file.seek(place)
     record = file.read(56)
-    if len(record) < 56 or record[:4] != _END64:
+    if len(record) < 56 or record[:4] != _END64 or place + 56 != start + end - 20:
+        # Readers differ on which record they take where it does not stand directly before its locator.
         raise MalformedArchive("The archive's large directory cannot be found.")
     count, size = struct.unpack_from("<QQ", record, 32)
     return count, size
 
 
 def _check_members(members: list[zipfile.ZipInfo], packed_bytes: int, max_total_bytes: int) -> None:
+    if len(members) > MAX_MEMBERS:
+        raise ArchiveBomb(f"The archive lists {len(members)} members; {MAX_MEMBERS} are allowed.")
     if len({member.filename for member in members}) != len(members):
         raise MalformedArchive("The archive lists a name twice.")
     for member in members:

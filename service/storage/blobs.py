@@ -5,17 +5,20 @@ Layout below the root: `sha256/ab/cd/abcd…`. A file is complete and has the ha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from service.settings import Settings
@@ -121,26 +124,38 @@ class FolderBlobs:
             yield chunk
 
 
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        raise OSError(errno.EIO, f"The bucket failed: {type(error).__name__}") from error
+
+
 class BucketBlobs:
-    """Blobs in an S3-compatible bucket."""
+    """Blobs in an S3-compatible bucket. What goes wrong there is an OSError, as it is in a folder."""
 
     def __init__(self, store: S3Store) -> None:
         self._store = store
 
+    @_os_errors()
     def adopt(self, path: Path, sha256: str) -> None:
         obstore.put(self._store, blob_path(sha256), path)
         path.unlink()
 
+    @_os_errors()
     def put(self, path: Path) -> tuple[str, int]:
         sha256 = file_sha256(path)
         obstore.put(self._store, blob_path(sha256), path)
         return sha256, path.stat().st_size
 
+    @_os_errors()
     def put_bytes(self, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
         obstore.put(self._store, blob_path(sha256), content)
         return sha256
 
+    @_os_errors()
     def exists(self, sha256: str) -> bool:
         try:
             obstore.head(self._store, blob_path(sha256))
@@ -148,6 +163,7 @@ class BucketBlobs:
             return False
         return True
 
+    @_os_errors()
     def fetch(self, sha256: str, folder: Path) -> Path:
         target = folder / sha256
         try:
@@ -159,15 +175,18 @@ class BucketBlobs:
                 file.write(chunk)
         return target
 
+    @_os_errors()
     def delete(self, sha256: str) -> None:
         obstore.delete(self._store, blob_path(sha256))
 
     def older_than(self, seconds: float) -> Iterator[list[str]]:
-        return _older_than(self._store, seconds)
+        with _os_errors():
+            yield from _older_than(self._store, seconds)
 
     async def read(self, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:
-        async for chunk in _read(self._store, sha256, start, end):
-            yield chunk
+        with _os_errors():
+            async for chunk in _read(self._store, sha256, start, end):
+                yield chunk
 
 
 def _older_than(store: LocalStore | S3Store, seconds: float) -> Iterator[list[str]]:

@@ -142,7 +142,15 @@ async def receive(folder: Path, limits: Limits, expected_bytes: int | None) -> A
 
 def abandoned(folder: Path, seconds_since_epoch: float) -> list[Path]:
     """Scratch files that nobody wrote to since then: the process that received them was killed."""
-    return [path for path in folder.glob(f"{_PREFIX}*") if path.stat().st_mtime < seconds_since_epoch]
+    return [path for path in folder.glob(f"{_PREFIX}*") if is_older(path, seconds_since_epoch)]
+
+
+def is_older(path: Path, seconds_since_epoch: float) -> bool:
+    """Whether a file was last written to before then; False if it is gone."""
+    try:
+        return path.stat().st_mtime < seconds_since_epoch
+    except FileNotFoundError:
+        return False
 
 
 async def close(upload: Upload, file: BinaryIO) -> None:

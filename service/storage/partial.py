@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from service.problems import Problem, UploadLocked, UploadNotFound, UploadOffsetMismatch
-from service.storage.intake import Limits, Upload, close
+from service.storage.intake import Limits, Upload, close, is_older
 
 
 class PartialFiles:
@@ -47,7 +47,7 @@ class PartialFiles:
         """The names of the files that nobody wrote to since then."""
         if not self._folder.is_dir():
             return []
-        return [path.name for path in self._folder.iterdir() if path.stat().st_mtime < seconds_since_epoch]
+        return [path.name for path in self._folder.iterdir() if is_older(path, seconds_since_epoch)]
 
     @contextmanager
     def locked(self, upload_id: str) -> Iterator[BinaryIO]:

@@ -17,6 +17,7 @@ from service.problems import (
     ForbiddenMember,
     MalformedArchive,
     MalformedSafetensors,
+    TooManyTensors,
     UnsupportedArchitecture,
     UnsupportedFormat,
 )
@@ -30,7 +31,7 @@ from service.storage.pickles import (
     scan_members,
     scan_stream,
 )
-from service.storage.tensor_header import LENGTH_BYTES, looks_like_safetensors, read_header
+from service.storage.tensor_header import LENGTH_BYTES, MAX_TENSORS, looks_like_safetensors, read_header
 
 Format = Literal["safetensors", "diffusers-zip", "lora", "pickle"]
 LORA: Format = "lora"
@@ -209,12 +210,22 @@ def _diffusers(archive: zipfile.ZipFile, index: str, path: Path, max_total_bytes
     files = [member for member in archive.infolist() if not member.is_dir()]
     _check_suffixes(files)
     weights = [member for member in files if _suffix(member) == ".safetensors"]
-    tensors = sum(len(_member_header(archive, member)) for member in weights)
+    tensors = _count_tensors(archive, weights)
     dangers = _dangers(scan_members(archive, path.parent, max_total_bytes=max_total_bytes))
     if not dangers:
         _require_components(weights, index.removesuffix("model_index.json"))
     checks = ("zip directory", "safetensors header", "pickle opcodes")
     return Preflight("diffusers-zip", path.stat().st_size, tensors, dangers, checks)
+
+
+def _count_tensors(archive: zipfile.ZipFile, weights: list[zipfile.ZipInfo]) -> int:
+    """Of all files together, each of which is allowed as many as all are."""
+    count = 0
+    for member in weights:
+        count += len(_member_header(archive, member))
+        if count > MAX_TENSORS:
+            raise TooManyTensors(f"More than {MAX_TENSORS} tensors are listed.")
+    return count
 
 
 def _suffix(member: zipfile.ZipInfo) -> str:

@@ -23,6 +23,8 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
+_MOST = {b"{": 2 * MAX_TENSORS, b"[": 4 * MAX_TENSORS, b",": 16 * MAX_TENSORS}
+"""What so many tensors and their metadata need at most; whatever else is listed costs memory to parse."""
 NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.\-/:+]{0,511}")
 
 DTYPE_BITS = {
@@ -43,7 +45,7 @@ def read_header(file: BinaryIO, size: int) -> dict[str, Any]:
     Raises MalformedSafetensors or one of its kinds.
     """
     raw = _read_raw(file, size)
-    if raw.count(b'"data_offsets"') > MAX_TENSORS:
+    if raw.count(b'"data_offsets"') > MAX_TENSORS or any(raw.count(m) > most for m, most in _MOST.items()):
         raise TooManyTensors(f"More than {MAX_TENSORS} tensors are listed.")
     header = _parse(raw)
     _check_metadata(header.pop("__metadata__", {}))

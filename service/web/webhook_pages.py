@@ -47,7 +47,7 @@ async def add_webhook_page(request: Request, parts: PartsDep, visitor: Admin) ->
     made, fault = None, ""
     try:
         body = NewWebhookBody.model_validate({"url": url, "events": events})
-        made = await api.add_webhook(body, parts, visitor)
+        made = await api.add_webhook(parts, visitor, body)
     except ValidationError:
         fault = "A webhook needs an address without spaces and at least one event."
     except (DestinationRefused, DestinationUnresolved, QuotaExceeded) as problem:

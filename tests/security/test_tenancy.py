@@ -97,6 +97,18 @@ def test_key_that_submits_cannot_decide_what_passes(app: FastAPI, database: Data
     assert pipeline.get("/policies").status_code == pipeline.get("/references").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/keys"), ("POST", "/webhooks"), ("PUT", "/policies/strict")]
+)
+def test_no_body_is_read_of_whoever_has_no_key(app: FastAPI, token: str, method: str, path: str) -> None:
+    """Nor more than a megabyte of whoever has one."""
+    headers = {"Content-Type": "application/json"}
+    assert TestClient(app).request(method, path, content=b"{}", headers=headers).status_code == 401
+    headers["Authorization"] = f"Bearer {token}"
+    answer = TestClient(app).request(method, path, content=b" " * 2**21, headers=headers)
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (413, "upload-too-large")
+
+
 def test_revoked_key_opens_nothing(
     client: TestClient, database: Database, tenant_id: str, token: str
 ) -> None:

@@ -60,6 +60,28 @@ def many_members() -> bytes:
     )
 
 
+def two_directories() -> bytes:
+    """A large archive whose locator leads to another record than the one that stands before it."""
+    body = zipped(diffusers_members())
+    end = body.rindex(b"PK\x05\x06")
+    count, size, start = struct.unpack_from("<HLL", body, end + 10)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
+    return (
+        body[:end]
+        + record * 2
+        + locator
+        + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+    )
+
+
+def many(count: int) -> bytes:
+    """A file of so many empty tensors."""
+    return with_header({f"t{i}": tensor(shape=[0], offsets=[0, 0]) for i in range(count)})
+
+
+PARTS = ("unet", "vae")
+
 BAD = {
     "empty": (b"", 400, "empty-upload"),
     "text": (b"this is no model\n" * 10, 415, "unsupported-format"),
@@ -92,10 +114,11 @@ BAD = {
     "duplicate names": (raw_header(ENTRY[:-1] + b"," + ENTRY[1:], bytes(4)), 422, "malformed-safetensors"),
     "metadata": (with_header({"__metadata__": {"a": 1}}), 422, "malformed-safetensors"),
     "many tensors": (
-        with_header({f"t{i}": tensor(shape=[0], offsets=[0, 0]) for i in range(100_001)}),
+        many(100_001),
         422,
         "too-many-tensors",
     ),
+    "many of anything": (raw_header(b'{"a":{"b":[' + b"{}," * 200_001 + b"{}]}}"), 422, "too-many-tensors"),
     "another model": (safetensors(("transformer.weight", "text.weight")), 422, "unsupported-architecture"),
     "adapter alone": (safetensors(("a.lora_up.weight", "a.lora_down.weight")), 422, "adapter-without-base"),
     "no vae": (safetensors((LDM_NAMES[0], LDM_NAMES[2])), 422, "unsupported-architecture"),
@@ -108,6 +131,16 @@ BAD = {
         "archive-bomb",
     ),
     "zip members": (many_members(), 422, "archive-bomb"),
+    "zip, two directories": (two_directories(), 422, "malformed-archive"),
+    "zip, many tensors": (
+        zipped(
+            diffusers_members()
+            | {f"{part}/diffusion_pytorch_model.safetensors": many(60_000) for part in PARTS},
+            compression=zipfile.ZIP_DEFLATED,
+        ),
+        422,
+        "too-many-tensors",
+    ),
     "zip overlap": (overlapping_archive(), 422, "archive-bomb"),
     "zip cut": (zipped(diffusers_members())[:-30], 422, "malformed-archive"),
     "zip of text": (zipped({"a.txt": b"x"}), 415, "unsupported-format"),
@@ -209,6 +242,7 @@ def test_compressed_body(client: TestClient, settings: Settings) -> None:
         ({"files": [("file", ("x", GOOD)), ("file", ("y", GOOD))]}, "malformed-multipart"),
         ({"files": {"file": ("x", GOOD)}, "data": {"colour": "red"}}, "malformed-multipart"),
         ({"files": {"file": ("x", GOOD)}, "data": {"prompts": "x" * 300_000}}, "malformed-multipart"),
+        ({"files": {"file": ("x", GOOD)}, "data": {"prompts": [""] * 300}}, "malformed-multipart"),
         ({"files": {"file": ("x", GOOD)}, "data": {"budget": "lavish"}}, "invalid-request"),
         ({"files": {"file": ("x", b"")}}, "empty-upload"),
         ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data"}}, "malformed-multipart"),

@@ -131,6 +131,19 @@ def test_released_scan_costs_no_attempt(database: Database, tenant_id: str, subm
     assert read(database, tenant_id, scan_id).lost_attempts == 0
 
 
+def test_scan_that_is_given_back_and_was_to_stop_stops(
+    database: Database, tenant_id: str, submit: Submit
+) -> None:
+    """Nobody claims a scan that its owner cancelled, so it would wait for ever."""
+    scan_id = submit()
+    won = claim(database, scan_id)
+    assert won is not None
+    with database.transaction() as session:
+        scans.request_cancel(session, tenant_id, scan_id)
+        assert attempts.release(session, scan_id, won.attempt)
+    assert read(database, tenant_id, scan_id).state == State.CANCELLED
+
+
 def test_unclaimed_scan_is_announced_again_with_growing_patience(database: Database, submit: Submit) -> None:
     scan_id = submit()
     assert reap(database) == []

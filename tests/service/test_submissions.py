@@ -153,6 +153,14 @@ def test_key_with_another_request_is_refused(client: TestClient, settings: Setti
     assert [path.name for path in stored(settings)] == [SHA256]
 
 
+def test_key_means_what_the_client_sent_whatever_the_server_learnt_since(client: TestClient) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = client.post("/scans", content=GOOD, headers=headers).json()
+    assert client.post("/references?name=base", content=safetensors(fill=1)).status_code == 201
+    again = client.post("/scans", content=GOOD, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, first["id"])
+
+
 @pytest.mark.parametrize(
     "header",
     [

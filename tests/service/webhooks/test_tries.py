@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -94,6 +95,20 @@ def test_receiver_that_is_gone_is_told_nothing_more(
         refused = client.post(f"/webhooks/{hook['id']}/{path}")
         assert refused.status_code == 409
         assert refused.json()["type"].endswith("/webhook-disabled")
+
+
+@pytest.mark.usefixtures("sender")
+def test_what_waits_for_a_receiver_that_is_gone_is_not_sent(
+    client: TestClient, database: Database, receiver: Receiver, hook: dict[str, Any]
+) -> None:
+    receiver.statuses = [500, 410]
+    client.post(f"/webhooks/{hook['id']}/test")
+    until(lambda: deliveries(client, hook)[0]["tries"], seconds=20, what="the first try")
+    with database.transaction() as session:  # its next try is far away
+        session.execute(update(WebhookDelivery).values(due_at=func.now() + timedelta(hours=1)))
+    client.post(f"/webhooks/{hook['id']}/test")
+    until(lambda: client.get(f"/webhooks/{hook['id']}").json()["disabled_at"], seconds=20, what="410")
+    assert {one["state"] for one in deliveries(client, hook)} == {"failed"}
 
 
 @pytest.mark.usefixtures("sender")
