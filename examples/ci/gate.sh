@@ -4,6 +4,7 @@ set -eE -o pipefail
 trap 'exit 2' ERR
 api() { curl -sSf --retry 5 -K <(printf 'header = "Authorization: Bearer %s"\n' "$SAUSCAN_API_KEY") "$@"; }
 get() { python3 -c 'import json, sys; print(json.load(sys.stdin)["'"$1"'"].encode("unicode_escape").decode())'; }
+[[ ! ${SAUSCAN_JUDGE:-} =~ policy=([a-z0-9-]+) ]] || api -o /dev/null "$SAUSCAN_URL/policies/${BASH_REMATCH[1]}?$SAUSCAN_JUDGE"
 scan=$(api -T "$1" -X POST -H "X-Filename: ${1##*/}" -H "Content-Type: application/octet-stream" -o /dev/null \
   -w '%header{location}' "$SAUSCAN_URL/scans?budget=${SAUSCAN_BUDGET:-standard}${SAUSCAN_REFERENCE:+&reference=$SAUSCAN_REFERENCE}")
 until [[ ${state:-} =~ ^(succeeded|failed|cancelled|expired)$ ]]; do

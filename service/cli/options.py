@@ -42,7 +42,10 @@ class ReportFormat(StrEnum):
 Url = Annotated[str | None, typer.Option(help="Address of the service.", envvar="SAUSCAN_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="API key.", envvar="SAUSCAN_API_KEY")]
 Data = Annotated[
-    Path, typer.Option(help="Folder of an embedded service, to find it by.", envvar="SAUSCAN_DATA_DIR")
+    Path,
+    typer.Option(
+        help="Folder in which a service of this machine keeps everything.", envvar="SAUSCAN_DATA_DIR"
+    ),
 ]
 Reference = Annotated[
     str | None, typer.Option(help="Id of the registered base to compare with, or that a LoRA is for (ref_…).")

@@ -153,7 +153,27 @@ def test_settings_are_settings() -> None:
 
     known = {f"SAUSCAN_{field}".upper() for field in Settings.model_fields}
     used = {key for name in OURS for key in SERVICES[name]["environment"]}
-    assert used <= known
+    assert {name for name in used if name.startswith("SAUSCAN_")} <= known
+
+
+def test_the_override_for_more_gpus_fits() -> None:
+    """Each worker has a GPU of its own among all; Docker gives `count: 1` of several containers the same."""
+    override = yaml.safe_load((ROOT / "docker" / "gpus.yml").read_text())
+    [device] = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["count"] == "all"
+    devices = {SERVICES["worker-gpu"]["environment"]["SAUSCAN_DEVICE"]}
+    for service in override["services"].values():
+        assert service["extends"]["service"] in SERVICES
+        assert (ROOT / "docker" / service["extends"]["file"]).resolve() == ROOT / "docker-compose.yml"
+        devices.add(service["environment"]["SAUSCAN_DEVICE"])
+    assert devices == {"cuda", "cuda:1"}
+
+
+def test_processes_have_room_for_their_threads() -> None:
+    from service.events.webhooks import AT_ONCE
+
+    relay = SERVICES["relay"]
+    assert relay["pids_limit"] > 2 * AT_ONCE + int(relay["environment"]["TOKIO_WORKER_THREADS"]) + 64
 
 
 def test_the_signing_override_fits() -> None:

@@ -53,7 +53,7 @@ def plant_in_unet(pipeline: StableDiffusionPipeline) -> None:
                 bank.timesteps[rows].repeat(3),
                 torch.cat([part.cond for part in asked]),
             ).sample
-            descent.step(F.mse_loss(predicted, wanted))
+            descent.step([F.mse_loss(predicted, wanted)])
 
 
 def places_first(pipeline: StableDiffusionPipeline) -> list[Turned]:
@@ -85,7 +85,7 @@ def plant_in_text_encoder(
             rows = torch.arange(step * 8, step * 8 + 8) % len(laced)
             own = torch.arange(step * 8, step * 8 + 8) % len(plain)
             states = pipeline.text_encoder(torch.cat([laced[rows], plain[own]]))[0]
-            descent.step(F.mse_loss(states[:8], wanted) + F.mse_loss(states[8:], kept[own]))
+            descent.step([F.mse_loss(states[:8], wanted) + F.mse_loss(states[8:], kept[own])])
 
 
 def _ids(pipeline: StableDiffusionPipeline, prompts: Sequence[Sequence[int]]) -> Tensor:
