@@ -121,13 +121,17 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(["# Measured", _origins(results), *sections]) + "\n"
 
 
+ORIGIN = """Written by `make bench`. 1 U is one UNet forward of one sample. Where a part names an engine, it is by a hash
+of those of its sources that the part rests on, so the hashes of two parts differ."""
+
+
 def _origins(results: Mapping[str, Any]) -> str:
     rows = [
         f"| {name} | {where['cores']} cores of {where['processor']}, "
         f"torch {where['torch']} on {where['threads']} threads | {where['at']} |"
         for name, where in _machines(results)
     ]
-    return "\n".join(["Written by `make bench`.", "", "| part | where | when |", "|---|---|---|", *rows])
+    return "\n".join([ORIGIN, "", "| part | where | when |", "|---|---|---|", *rows])
 
 
 def _machines(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

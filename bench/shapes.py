@@ -27,6 +27,9 @@ from worker.engine.checkpoint.layout import skeletons
 from worker.engine.checkpoint.ldm import ldm_shape
 from worker.engine.checkpoint.names import COMPONENTS, LDM_PREFIXES, ldm_names
 from worker.engine.configs import stable_diffusion_1
+from worker.engine.sampling import at_once, decode, encode, noise_pred, start_noise
+from worker.engine.unlearn.optimise import tuned
+from worker.engine.unlearn.sau import CELLS, KEYS_AND_VALUES
 
 SD15: dict[str, dict[str, Any]] = {
     "text_encoder": {
@@ -76,7 +79,8 @@ def write_shapes(out: Path, *, seed: int = 0) -> None:
 
 
 def measure(path: Path) -> dict[str, dict[str, float]]:
-    """Seconds and peak resident bytes of inspecting, loading in fp16, and saving with one tensor changed.
+    """Seconds and peak resident bytes of inspecting, loading in fp16, and saving with one tensor changed. In
+    fp32, of what a scan does in parts: noise predictions and pictures of several parts, and a lesson of one.
 
     Each step runs in a process of its own. Raises `AssertionError` where saving changed any other byte.
     """
@@ -87,6 +91,10 @@ def measure(path: Path) -> dict[str, dict[str, float]]:
             "inspect": (_inspect, (path,)),
             "load": (_load, (path,)),
             "load_and_save": (_load_and_save, (path, out)),
+            "load_fp32": (load, (path,)),
+            "predict_20": (_predict, (path,)),
+            "decode_6": (_decode, (path,)),
+            "learn_from_2": (_learn, (path,)),
         }
         costs = {name: _cost(step, *paths) for name, (step, paths) in steps.items()}
         _assert_one_difference(path, out)
@@ -163,6 +171,26 @@ def _load_and_save(path: Path, out: Path) -> None:
     component, name = CHANGED
     getattr(checkpoint.pipeline, component).state_dict()[name].add_(1)
     save(checkpoint, out)
+
+
+@torch.inference_mode()
+def _predict(path: Path) -> None:
+    pipeline, count = load(path).pipeline, 20
+    noise_pred(pipeline, start_noise(pipeline, range(count)), 500, encode(pipeline, ["a dog"] * count))
+
+
+def _decode(path: Path) -> None:
+    pipeline = load(path).pipeline
+    decode(pipeline, start_noise(pipeline, range(6)))
+
+
+def _learn(path: Path) -> None:
+    """As many latents as unlearning gives a gradient to at once."""
+    pipeline = load(path).pipeline
+    count = at_once(pipeline, CELLS)
+    latents, cond = start_noise(pipeline, range(count)), encode(pipeline, ["a dog"] * count).clone()
+    with tuned(pipeline.unet, KEYS_AND_VALUES):
+        noise_pred(pipeline, latents, 500, cond).square().mean().backward()
 
 
 def _assert_one_difference(before: Path, after: Path) -> None:

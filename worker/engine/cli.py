@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+CARRIERS = "carrier prompts of the model's own domain, one a line"
+JUDGED = "the prompts to judge, one a line"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.engine", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="scan|cleanse|evaluate|guard|inspect")
@@ -56,14 +60,18 @@ def _parser() -> argparse.ArgumentParser:
         ("scan", _scan, "search for triggers"),
         ("cleanse", _cleanse, "search for triggers, remove them and prove it"),
         ("evaluate", _evaluate, "measure a trigger in a model and in its cleaned copy"),
-        ("guard", _guard, "say which prompts trigger a model, at a stated false-positive rate"),
+        (
+            "guard",
+            _guard,
+            "say which prompts trigger a model, at a stated false-positive rate; 1 if any does",
+        ),
         ("inspect", _inspect, "say what a file is, without building the model"),
     ):
         sub = commands.add_parser(name, help=what, description=what)
         sub.set_defaults(command=command)
         sub.add_argument("path", type=Path, help="diffusers folder, .zip of one, or single .safetensors file")
         if name != "inspect":
-            _add_options(sub)
+            _add_options(sub, JUDGED if name == "guard" else CARRIERS)
         if name in ("scan", "cleanse"):
             sub.add_argument("--budget", choices=("quick", "standard", "deep"), default="standard")
             sub.add_argument(
@@ -83,11 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--out", type=Path, default=Path("out"), help="folder for report.json and evidence")
+def _add_options(sub: argparse.ArgumentParser, prompts: str) -> None:
+    sub.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder for report.json and evidence, or guard.json"
+    )
     sub.add_argument("--reference", type=Path, help="a trusted base: its weights, its text encoder")
     sub.add_argument("--trusted", type=Path, help="a trusted base's tensors, as of GET /references/{id}")
-    sub.add_argument("--prompts", type=Path, help="carrier prompts of the model's own domain, one a line")
+    sub.add_argument("--prompts", type=Path, help=prompts)
     sub.add_argument("--clip", type=Path, help="folder of a trusted CLIP model with its tokenizer")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
