@@ -121,8 +121,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(["# Measured", _origins(results), *sections]) + "\n"
 
 
-ORIGIN = """Written by `make bench`. 1 U is one UNet forward of one sample. Where a part names an engine, it is by a hash
-of those of its sources that the part rests on, so the hashes of two parts differ."""
+ORIGIN = """Written by `make bench`. 1 U is one UNet forward of one sample. Where a part names an engine,
+it is by a hash of those of its sources that the part rests on, so the hashes of two parts differ."""
 
 
 def _origins(results: Mapping[str, Any]) -> str:

@@ -16,8 +16,10 @@ from service.domain.report import Report
 from worker.engine import funnel, pipeline
 from worker.engine.cli import main
 from worker.engine.funnel import FunnelPlan
+from worker.engine.report import Report as EngineReport
+from worker.engine.subject import Subject
 from worker.engine.trials import Plan
-from worker.engine.types import Progress, ScanRequest, Trigger
+from worker.engine.types import Coverage, Progress, ScanRequest, Trigger
 
 PLANTED = 1234
 SMALL = FunnelPlan(("start", "start"), (700, 300), 200, 48, 3, False, Plan(prompts=6, steps=4, controls=20))
@@ -90,6 +92,26 @@ def timeless(report: Any) -> Any:
         case list():
             return [timeless(part) for part in report]
     return report
+
+
+@pytest.mark.usefixtures("small_space")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_model_that_cannot_be_cleaned_for_want_of_memory_is_judged_all_the_same(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def cleanse(*_: object) -> None:
+        raise error
+
+    def find(subject: Subject, report: EngineReport, _: Path) -> list[str]:
+        report.verdict, report.coverage = "inconclusive", Coverage((), ())
+        return ["whatever was confirmed"]
+
+    monkeypatch.setattr(pipeline, "scan", find)
+    monkeypatch.setattr(pipeline, "cleanse", cleanse)
+    told = pipeline.run(ScanRequest(planted, budget="quick"), tmp_path)
+    assert told["verdict"] == "inconclusive"
+    assert told.get("unlearning") is None
+    assert told["coverage"]["not_searched"] == [pipeline.UNCLEANED]
 
 
 @pytest.mark.usefixtures("small_space")

@@ -8,8 +8,11 @@ writes out/report.json, out/evidence/*.png and, where a trigger was found, the c
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from worker.engine.cleansing import cleanse
 from worker.engine.conclusions import nothing_to_search, with_adapter
@@ -18,6 +21,8 @@ from worker.engine.sampling import forward_flops
 from worker.engine.scanning import scan
 from worker.engine.subject import prepare
 from worker.engine.types import OnProgress, ScanRequest, silent
+
+UNCLEANED = "the cleaned model: there was no memory to clean it, so there is none"
 
 
 def run(request: ScanRequest, out: Path, on_progress: OnProgress = silent) -> dict[str, Any]:
@@ -33,7 +38,11 @@ def run(request: ScanRequest, out: Path, on_progress: OnProgress = silent) -> di
     if subject.origin is not None and subject.origin.trusts("text_encoder", "unet"):
         report.verdict, report.coverage = "pass", nothing_to_search(subject.origin)
     elif (confirmed := scan(subject, report, out)) and request.cleanse:
-        cleanse(subject, report, confirmed, out)
+        try:
+            cleanse(subject, report, confirmed, out)
+        except (MemoryError, torch.OutOfMemoryError):  # what was found stands, whatever becomes of the repair
+            searched = report.coverage
+            report.coverage = replace(searched, not_searched=(*searched.not_searched, UNCLEANED))
     report.coverage = with_adapter(report.coverage, subject.checkpoint.adapter)
     body = report.as_dict()
     (out / "report.json").write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
