@@ -18,6 +18,8 @@ Word = Annotated[
     ),
 ]
 
+MOST_PROMPTS = 200
+
 ReferenceId = Annotated[str, Field(pattern=r"^ref_[0-9a-f]{32}$")]
 
 
@@ -34,9 +36,15 @@ class ScanOptions(BaseModel):
     budget: Literal["quick", "standard", "deep"] = "standard"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     cleanse: bool = True
-    prompts: Annotated[tuple[Prompt, ...], Field(max_length=200)] | None = None
+    prompts: Annotated[tuple[Prompt, ...], Field(max_length=MOST_PROMPTS)] | None = None
     announced: Annotated[tuple[Word, ...], Field(max_length=20)] = ()
     reference: ReferenceId | None = None
+
+
+class NewOptions(ScanOptions):
+    """Those of a scan that is asked for now: with as many prompts of its own as the engine needs, or none."""
+
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=4, max_length=MOST_PROMPTS)] | None = None
 
 
 def canonical(value: Any) -> bytes:

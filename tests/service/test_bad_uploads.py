@@ -244,6 +244,7 @@ def test_compressed_body(client: TestClient, settings: Settings) -> None:
         ({"files": {"file": ("x", GOOD)}, "data": {"prompts": "x" * 300_000}}, "malformed-multipart"),
         ({"files": {"file": ("x", GOOD)}, "data": {"prompts": [""] * 300}}, "malformed-multipart"),
         ({"files": {"file": ("x", GOOD)}, "data": {"budget": "lavish"}}, "invalid-request"),
+        ({"files": {"file": ("x", GOOD)}, "data": {"prompts": ["a cat", "a dog"]}}, "invalid-request"),
         ({"files": {"file": ("x", b"")}}, "empty-upload"),
         ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data"}}, "malformed-multipart"),
         (

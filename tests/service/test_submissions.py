@@ -43,7 +43,7 @@ def test_raw_body_becomes_row_message_and_blob(
 
 
 def test_multipart_fields_are_the_options(client: TestClient) -> None:
-    lists = {"prompts": ["a cat", "a dog"], "announced": ["xyz"]}
+    lists = {"prompts": ["a cat", "a dog", "a car", "a hat"], "announced": ["xyz"]}
     form = {"budget": "deep", "seed": "7", "cleanse": "false", **lists}
     response = client.post("/scans", files={"file": ("m.safetensors", GOOD)}, data=form)
     scan = response.json()
@@ -54,7 +54,7 @@ def test_multipart_fields_are_the_options(client: TestClient) -> None:
 
 
 def test_query_options_mean_the_same_as_multipart_fields(client: TestClient) -> None:
-    query = {"budget": "quick", "prompts": ["a cat", "a dog"], "announced": [" xyz", "sks"]}
+    query = {"budget": "quick", "prompts": ["a cat", "a dog", "a car", "a hat"], "announced": [" xyz", "sks"]}
     first = client.post("/scans", content=GOOD, params=query).json()
     second = client.post("/scans", files={"file": ("x", GOOD)}, data=query).json()
     assert second["id"] == first["id"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.domain.options import ScanOptions
+from service.domain.options import NewOptions
 from service.domain.sources import HuggingFaceSource, UrlSource
 
 
@@ -26,7 +26,7 @@ class CompleteUpload(BaseModel):
     upload: Annotated[str, Field(pattern=r"^upl_[0-9a-f]{32}$")]
 
 
-class SubmissionFields(ScanOptions):
+class SubmissionFields(NewOptions):
     """The options of a submission. `force` scans again although an equal scan is there to be reused."""
 
     force: bool = False
@@ -44,5 +44,5 @@ class SubmissionBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: KnownFile | CompleteUpload | UrlSource | HuggingFaceSource
-    options: ScanOptions = ScanOptions()
+    options: NewOptions = NewOptions()
     force: bool = False
