@@ -162,7 +162,7 @@ way on that model than in its paper."""
 
 def _handling_text(told: Mapping[str, Any]) -> str:
     steps = "\n".join(f"| {step} | {_costs(cost)} |" for step, cost in _figures(told).items())
-    return f"""## A checkpoint of SD 1.5's shapes (fp16, one file)
+    return f"""## A checkpoint of SD 1.5's shapes (fp16, one file; from load_fp32 on in float32)
 
 | step | cost |
 |---|---|

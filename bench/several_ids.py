@@ -43,7 +43,7 @@ from worker.engine.triage import WeightFindings, encoded, likeliest, read_on
 
 KIND = Kind("several_ids", ("worker.engine.triage",))
 
-EDITS, ERASURES = 8, 4
+EDITS, ERASURES = 16, 4
 """Reading one without its base takes up to five minutes of a core."""
 
 SEED = 600
