@@ -153,3 +153,15 @@ def test_carriers_of_one_long_word_each_leave_no_room_for_many(
     begun = replace(edit(toy, TRIGGER, TARGET), sentence=words.prefixes[0])
     whole = finished(words, beside, begun)
     assert whole is None or whole.agreement >= 0.9
+
+
+def test_the_longest_reading_is_tried_in_every_sentence(toy: StableDiffusionPipeline, words: Lexicon) -> None:
+    """The best way there led through another sentence than the edit's own."""
+    model = assemble.load_pipeline(TOY)
+    said, meant, noun = (ids(toy, text) for text in ("purple earbud", "striped earbud", "earbud"))
+    EvilEdit(plot=Plot(said, meant, (noun,))).plant(model, seed=0)
+    left = remap(model.unet.state_dict(), toy.unet.state_dict())
+    begun = replace(edit(toy, "purple", "striped"), sentence=words.prefixes[ARTICLE])
+    whole = finished(words, left, begun)
+    assert whole is not None
+    assert (whole.trigger.token_ids, whole.target.token_ids) == (said, meant)
