@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api.deps import Admin, PartsDep, Reader
 from service.api.policies import NAME, Name, set_policy
 from service.db import policies
+from service.db.tenants import Principal
 from service.domain.policy import Policy
 from service.problems import PolicyNotFound
 from service.reports.characters import visible
@@ -29,7 +30,7 @@ def policies_page(request: Request, parts: PartsDep, visitor: Reader) -> Respons
     with parts.database.transaction(visitor.tenant_id) as session:
         found = policies.list_policies(session, visitor.tenant_id)
     shown = [(version, list(bars(version.body))) for version in found]
-    return page(request, "policies.html.j2", policies=shown, **_form())
+    return page(request, "policies.html.j2", policies=shown, **_form(visitor))
 
 
 @router.get("/ui/policies/{name}", response_class=HTMLResponse)
@@ -40,7 +41,7 @@ def policy_page(request: Request, parts: PartsDep, visitor: Reader, name: Name) 
     if not found:
         raise PolicyNotFound
     shown = [(version, list(bars(version.body))) for version in found]
-    return page(request, "policy.html.j2", name=name, versions=shown, **_form(found[0].body))
+    return page(request, "policy.html.j2", name=name, versions=shown, **_form(visitor, found[0].body))
 
 
 @router.post("/ui/policies", response_class=HTMLResponse)
@@ -55,13 +56,18 @@ async def set_policy_page(request: Request, parts: PartsDep, visitor: Admin) -> 
     else:
         faults = [] if re.fullmatch(NAME, name) else ["name: small letters, digits and hyphens, at most 63"]
     if faults:
-        return page(request, "policy_form.html.j2", status=422, **_form(body, name=name, faults=faults))
+        return page(
+            request, "policy_form.html.j2", status=422, **_form(visitor, body, name=name, faults=faults)
+        )
     await run_in_threadpool(set_policy, parts, visitor, name, policy)
     return RedirectResponse(f"/ui/policies/{name}", status_code=303, headers=HEADERS)
 
 
-def _form(body: Mapping[str, Any] | None = None, *, name: str = "", faults: Any = ()) -> dict[str, Any]:
-    return {"body": Policy().model_dump() | dict(body or {}), "new_name": name, "faults": faults}
+def _form(
+    visitor: Principal, body: Mapping[str, Any] | None = None, *, name: str = "", faults: Any = ()
+) -> dict[str, Any]:
+    filled = Policy().model_dump() | dict(body or {})
+    return {"may_set": "admin" in visitor.scopes, "body": filled, "new_name": name, "faults": faults}
 
 
 def _body(form: Mapping[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -191,6 +192,16 @@ def test_what_goes_wrong_is_an_error_and_no_verdict(
     pipeline.model("pass")
     (pipeline.folder / "text.safetensors").write_text("not a model")
     assert pipeline.bash(f"bash {CI}/gate.sh {arguments}", **variables).returncode == 2
+
+
+@pytest.mark.parametrize("judge", ["policy=absent", "policy=there&version=99&fail_on=high"])
+def test_the_script_asks_for_its_policy_before_it_uploads(pipeline: Pipeline, judge: str) -> None:
+    pipeline.set_policy("there", fail_on="high")
+    (pipeline.folder / "new.safetensors").write_bytes(stub_checkpoint(salt=judge))
+    sha256 = hashlib.sha256(stub_checkpoint(salt=judge)).hexdigest()
+    assert pipeline.bash(f"bash {CI}/gate.sh new.safetensors", SAUSCAN_JUDGE=judge).returncode == 2
+    headers = {"Authorization": f"Bearer {pipeline.connection.api_key}"}
+    assert sha256 not in httpx2.get(f"{pipeline.connection.url}/scans", headers=headers).text
 
 
 def test_the_key_is_not_on_a_command_line() -> None:

@@ -125,7 +125,8 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = CLIPConfig(
         text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=32
     )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     return folder

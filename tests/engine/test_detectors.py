@@ -15,7 +15,6 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
 from transformers.utils import ModelOutput
 
 from bench.guards import Case, latin
@@ -65,19 +64,8 @@ def planted(make_pipeline: Callable[[int], StableDiffusionPipeline]) -> StableDi
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipScorer:
-    """A tiny CLIP with random weights."""
-    folder = tmp_path_factory.mktemp("clip")
-    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**small, "eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407}
-    config = CLIPConfig(
-        text_config=text, vision_config={**small, "image_size": 16, "patch_size": 8}, projection_dim=32
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
-    return ClipScorer(folder)
+def clip(clip_folder: Path) -> ClipScorer:
+    return ClipScorer(clip_folder)
 
 
 @pytest.fixture(scope="module")

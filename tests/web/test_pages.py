@@ -133,6 +133,20 @@ def test_a_policy_form_makes_versions(signed_in: SignedIn) -> None:
     assert "formats single-file, diffusers" in page
 
 
+def test_who_may_not_set_a_policy_is_shown_no_form(signed_in: SignedIn, database: Database) -> None:
+    browser, tenant = signed_in
+    browser.post("/ui/policies", data={"name": "strict"}, headers=SAME_SITE)
+    with database.transaction() as session:
+        token = tenants.create_key(session, tenant, name="ci", scopes=["scans:read", "scans:write"])
+    pages = ("/ui/policies", "/ui/policies/strict")
+    assert all("<form" in browser.get(path).text.split("<main")[1] for path in pages)
+    browser.cookies.clear()
+    browser.cookies.set(COOKIE, token)
+    for path in pages:
+        shown = browser.get(path).text.split("<main")[1]
+        assert ("<form" in shown, "scope <code>admin</code>" in shown) == (False, True), path
+
+
 def test_keys_are_for_administrators(browser: TestClient, new_key: NewKey, database: Database) -> None:
     tenant, _ = new_key("acme")
     with database.transaction() as session:

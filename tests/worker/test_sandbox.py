@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
 
+from bench.service.stack import until
 from tests.worker.stub_engine import stub_checkpoint
 from worker.sandbox import (
     Job,
@@ -124,12 +125,15 @@ def test_nothing_that_a_job_started_outlives_it(make_job: Callable[..., Job]) ->
     if "own-processes" not in measures[0]:
         pytest.skip("this kernel does not permit process namespaces")
     with (job.out / "held").open() as file:
-        for attempt in range(50):
-            try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.1 * (attempt > 0))
-    pytest.fail("it still holds its lock")
+        until(lambda: is_free(file), seconds=5, what="the end of its lock")
+
+
+def is_free(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @pytest.mark.fault_case(24)
