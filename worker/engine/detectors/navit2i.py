@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.detectors.masking import masked, meaning, owners, pure_noise, text_states
-from worker.engine.detectors.protocol import Prompts, Scores, as_ids, batches
-from worker.engine.sampling import precision
+from worker.engine.detectors.protocol import BATCH, Prompts, Scores, as_ids, batches
+from worker.engine.sampling import at_once, precision
 from worker.engine.types import Cost
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class NaviT2I:
         began, values = time.perf_counter(), list[float]()
         sets = [masked(pipeline.tokenizer, ids) for ids in as_ids(pipeline, prompts)]
         noise, timestep = pure_noise(pipeline, seed)
-        for rows in batches([len(one) for one in sets]):
+        for rows in batches([len(one) for one in sets], min(BATCH, at_once(pipeline))):
             owner = owners(sets[rows])
             own, trusted = text_states(pipeline, self.trusted, sets[rows])
             with _variation(pipeline.unet, owner) as varied, precision(noise.device):
