@@ -22,7 +22,7 @@ from bench.intervals import auroc, f1
 from worker.engine.checkpoint import load
 from worker.engine.checkpoint.tokenizer import clip_tokenizer
 from worker.engine.cli import main
-from worker.engine.detectors import daa_i, daa_s
+from worker.engine.detectors import daa_i, daa_s, navit2i
 from worker.engine.detectors.build import NAMES, Guarding, build
 from worker.engine.detectors.calibration import calibrate, needed
 from worker.engine.detectors.cda import Cda
@@ -124,6 +124,17 @@ def test_a_score_depends_on_prompt_and_seed_alone(
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-5)
     assert torch.equal(detector.score(planted, asked, seed=0).values, together)
     assert not torch.equal(detector.score(planted, asked, seed=1).values, together)
+
+
+def test_a_larger_model_is_given_one_prompt_at_a_time(
+    planted: StableDiffusionPipeline, make: Callable[[str], Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many latents as fit are of one prompt and its copies, which stay together."""
+    monkeypatch.setattr(navit2i, "at_once", lambda _: 1)
+    with counted(planted.unet) as seen:
+        scores = make("navit2i").score(planted, CLEAN[:3], seed=0)
+    assert len(seen) == 3
+    assert scores.cost.unet_forwards == sum(seen)
 
 
 @pytest.mark.parametrize("name", ["ours", "navit2i", "ftt", "cda"])
